@@ -1,0 +1,56 @@
+# `make quickstart` and `make test` share one .venv; its stamp keeps a second run from calling pip.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+CONFIG := quickstart.yaml
+TINY := build/mochi-tiny
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: help venv quickstart test test-slow lint clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make quickstart   set up, then clips -> cache -> adapter -> video with a tiny Mochi, on a CPU, in minutes"
+	@echo "make test         set up, then lint, types and the fast tests"
+	@echo "make test-slow    the slow tests: quickstart, kills, the wheel"
+	@echo "make clean        remove what the commands wrote; .venv stays"
+
+venv: $(STAMP)
+
+# torch alone first: its exact version decides between the CPU and the CUDA build before anything else can ask for one.
+# No build isolation: an isolated build would fetch a setuptools that constraints.txt does not see.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools torch==2.13.0
+	$(PIP) --no-build-isolation -e '.[test]'
+	touch $@
+
+$(TINY)/model_index.json: | $(STAMP)
+	$(BIN)/mochi-lora tiny $(TINY)
+
+# The flags after `launch` are accelerate's own defaults; unsaid, it prints a paragraph about each.
+quickstart: $(STAMP) $(TINY)/model_index.json
+	$(BIN)/python data_prep/encode_clips.py --config $(CONFIG)
+	$(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		--num_cpu_threads_per_process "$$($(BIN)/python -c 'import os; print(os.cpu_count())')" \
+		train.py --config $(CONFIG)
+	$(BIN)/mochi-lora sample --config $(CONFIG)
+	@echo
+	@echo "Done. Adapter, metrics and videos are under runs/quickstart."
+
+test: $(STAMP) lint
+	$(PYTEST)
+
+test-slow: $(STAMP)
+	$(PYTEST) -m "slow and not gpu"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build cache runs samples dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,1 @@
+"""One module per command: what is plugged into what."""

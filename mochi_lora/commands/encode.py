@@ -1,0 +1,171 @@
+"""`mochi-lora encode`: clips and captions to the cache, prompts included, and a report of what became of each."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache as once
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from mochi_lora.commands.processes import LONG_WAIT_MINUTES, open_processes
+from mochi_lora.config.schema import Config
+from mochi_lora.console import console, print_table, progress_bar
+from mochi_lora.data.cache import Cache, EncoderIdentity, text_key
+from mochi_lora.data.encode import EncodedClip, LatentEncoder, Shapes, encode_clips, validation_sources
+from mochi_lora.data.index import Index, IndexEntry, index_path, write_index
+from mochi_lora.data.sources import ClipSource, Rejection, list_sources
+from mochi_lora.errors import UserError
+from mochi_lora.files import write_text
+from mochi_lora.model.base import fingerprint, locate
+from mochi_lora.model.flow import LatentStats
+from mochi_lora.model.text import TextEncoder, Tokenised, load_tokenizer, tokenise
+from mochi_lora.model.vae import MochiVae
+from mochi_lora.spec import Bucket
+
+
+def run(config: Config) -> None:
+    """Encode everything the configuration names. Run again to continue; several processes share the work."""
+    processes = open_processes(config.engine.device, LONG_WAIT_MINUTES)
+    sources, rejections = list_sources(config.data.clips)
+    cache = Cache(config.data.cache)
+    clips, refused, vae, stats = _encode_latents(config, processes, sources, cache)
+    captions = sorted({clip.source.caption.strip() for clip in clips})
+    tokenised, text = _encode_text(config, processes, captions, cache)
+    mute = [clip for clip in clips if tokenised[clip.source.caption.strip()].unknown_share == 1]
+    refused += [
+        Rejection(clip.source.name, "caption: every token is unknown to T5 (it knows English); translate it") for clip in mute
+    ]
+    clips = [clip for clip in clips if clip not in mute]
+    if processes.is_main_process:
+        _report(config, clips, [*rejections, *refused], tokenised)
+        if clips:
+            path = write_index(config.data, _index(config, clips, vae, text, stats))
+            console.print(f"index    {path}\nnext     accelerate launch train.py --config <the same file>")
+    if not clips:
+        message = f"{config.data.clips}: no clip could be used; the table above says why for each"
+        raise UserError(message)
+
+
+def _encode_latents(
+    config: Config, processes: Accelerator, sources: Sequence[ClipSource], cache: Cache
+) -> tuple[list[EncodedClip], list[Rejection], EncoderIdentity, LatentStats]:
+    """This launch's clips in the order of `sources`; only what is missing is encoded, and only then is the VAE loaded."""
+    folder = locate(config.model.base, config.model.revision, "vae")
+    precision = config.encode.vae_precision
+    if precision == "auto":
+        precision = "bf16" if processes.device.type == "cuda" else "fp32"
+    identity = EncoderIdentity(fingerprint(folder), precision)
+
+    @once
+    def encoder() -> LatentEncoder:
+        return MochiVae.load(folder, device=processes.device, precision=precision).encode
+
+    shapes = Shapes(tuple(Bucket.parse(text) for text in config.data.buckets), config.data.upscale)
+    mine = list(range(processes.process_index, len(sources), processes.num_processes))
+    found: list[tuple[int, EncodedClip | Rejection]] = []
+    with progress_bar() as bar:
+        task = bar.add_task("latents", total=len(mine))
+        outcomes = encode_clips([sources[index] for index in mine], shapes, cache, identity, encoder)
+        for index, outcome in zip(mine, outcomes, strict=True):
+            found.append((index, outcome))
+            bar.update(task, advance=1)
+    encoder.cache_clear()
+    _free(processes.device)
+    everyone = [outcome for _, outcome in sorted(gather_object(found), key=lambda pair: pair[0])]
+    clips = [outcome for outcome in everyone if isinstance(outcome, EncodedClip)]
+    refused = [outcome for outcome in everyone if isinstance(outcome, Rejection)]
+    return clips, refused, identity, MochiVae.stats_of(folder)
+
+
+def _encode_text(
+    config: Config, processes: Accelerator, captions: list[str], cache: Cache
+) -> tuple[dict[str, Tokenised], EncoderIdentity]:
+    """Embed captions and the prompts of `sample`; returns what the tokenizer said of each caption."""
+    base = locate(config.model.base, config.model.revision, "text_encoder").parent
+    tokenizer_folder = locate(config.model.base, config.model.revision, "tokenizer")
+    made_by = f"{fingerprint(base / 'text_encoder')}-{fingerprint(tokenizer_folder)}"
+    identity = EncoderIdentity(made_by, config.encode.text_precision)
+    prompts = [*config.sample.prompts, config.sample.negative_prompt]
+    wanted = sorted({*captions, *(prompt.strip() for prompt in prompts)})
+    missing = [text for text in wanted if not cache.holds("text", text_key(text, identity))]
+    mine = missing[processes.process_index :: processes.num_processes]
+    if mine:
+        encoder = TextEncoder.load(base, device=processes.device, precision=config.encode.text_precision)
+        with progress_bar() as bar:
+            task = bar.add_task("captions", total=len(mine))
+            for start in range(0, len(mine), config.encode.text_batch):
+                batch = mine[start : start + config.encode.text_batch]
+                for text, embedding in zip(batch, encoder.embed(batch), strict=True):
+                    cache.write_text(text_key(text, identity), embedding, {"caption": text})
+                bar.update(task, advance=len(batch))
+        del encoder
+    _free(processes.device)
+    processes.wait_for_everyone()
+    told = tokenise(load_tokenizer(tokenizer_folder), captions)
+    return dict(zip(captions, told, strict=True)), identity
+
+
+def _index(config: Config, clips: list[EncodedClip], vae: EncoderIdentity, text: EncoderIdentity, stats: LatentStats) -> Index:
+    held_out = validation_sources((clip.source_sha256 for clip in clips), config.data.validation_fraction)
+    entries = tuple(
+        IndexEntry(
+            clip=clip.source.name,
+            source_sha256=clip.source_sha256,
+            bucket=str(clip.bucket),
+            latents=clip.key,
+            text=text_key(clip.source.caption, text),
+            caption=clip.source.caption.strip(),
+            split="validation" if clip.source_sha256 in held_out else "train",
+        )
+        for clip in clips
+    )
+    return Index(vae, text, stats.mean, stats.std, stats.scale, entries)
+
+
+def _report(config: Config, clips: list[EncodedClip], rejections: list[Rejection], tokenised: dict[str, Tokenised]) -> None:
+    """The table people see, and the same with every clip as a JSONL file."""
+    lines = [
+        {
+            "clip": clip.source.name,
+            "status": clip.status,
+            "bucket": str(clip.bucket),
+            "unused_seconds": round(clip.unused_seconds, 3),
+        }
+        for clip in clips
+    ] + [{"clip": rejection.name, "status": "rejected", "reason": rejection.reason} for rejection in rejections]
+    path = index_path(config.data).with_suffix(".report.jsonl")
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    counts = Counter(line["status"] for line in lines)
+    shapes = Counter(str(clip.bucket) for clip in clips)
+    trimmed = sum(clip.unused_seconds for clip in clips if clip.status == "trimmed")
+    rows = [
+        (
+            "kept",
+            counts["kept"] + counts["trimmed"],
+            ", ".join(f"{count} x {shape}" for shape, count in sorted(shapes.items())),
+        ),
+        ("of these trimmed", counts["trimmed"], f"{trimmed:.1f} s at their ends are not used"),
+        ("of these already cached", sum(clip.was_cached for clip in clips), ""),
+        ("rejected", counts["rejected"], ""),
+    ]
+    print_table("clips", ("", "count", ""), rows)
+    if rejections:
+        print_table("rejected", ("clip", "reason"), [(item.name, item.reason) for item in rejections])
+    _warn("captions cut at 256 tokens", clips, lambda item: item.truncated, tokenised)
+    limit = config.encode.unknown_token_limit
+    _warn(f"captions with more than {limit:.0%} unknown tokens", clips, lambda item: item.unknown_share > limit, tokenised)
+    console.print(f"report   {path}")
+
+
+def _warn(title: str, clips: list[EncodedClip], applies: Callable[[Tokenised], bool], tokenised: dict[str, Tokenised]) -> None:
+    named = [clip.source.name for clip in clips if applies(tokenised[clip.source.caption.strip()])]
+    if named:
+        console.print(f"[yellow]{len(named)} {title}:[/yellow] {', '.join(named)}")
+
+
+def _free(device: torch.device) -> None:
+    """Give the last encoder's memory back: one encoder at a time."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,53 @@
+"""What must not change when a run goes on, and what to say when it did."""
+
+from pathlib import Path
+from typing import Any
+
+from mochi_lora.config.schema import Config
+from mochi_lora.data.index import Index
+from mochi_lora.errors import UserError
+from mochi_lora.model.base import fingerprint, locate
+
+
+def run_identity(config: Config, index: Index, base_fingerprint: str, samples_per_step: int) -> dict[str, Any]:
+    """Data, seed, base, adapter and objective, flat, by the name a person would look for."""
+    adapter = config.adapter.model_dump(mode="json")
+    objective = config.objective.model_dump(mode="json")
+    return {
+        "run.seed": config.run.seed,
+        "base model fingerprint": base_fingerprint,
+        "encoded data": index.digest(),
+        "samples per step (batch_size x gradient_accumulation x processes)": samples_per_step,
+        **{f"adapter.{key}": value for key, value in adapter.items()},
+        **{f"objective.{key}": value for key, value in objective.items()},
+        "train.optimizer": config.train.optimizer,
+        "train.ema_decay": config.train.ema_decay,
+    }
+
+
+def require_same(folder: Path, stored: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises UserError listing every field that differs between the checkpoint and this configuration."""
+    differing = [key for key in sorted(stored.keys() | now.keys()) if stored.get(key) != now.get(key)]
+    if differing:
+        lines = [f"  {key}: the run has {stored.get(key)!r}, now {now.get(key)!r}" for key in differing]
+        message = "\n".join([f"{folder}: this run was started differently and cannot go on with:", *lines])
+        raise UserError(f"{message}\nput the old values back, choose another run.folder, or start over with --fresh")
+
+
+def require_same_encoders(config: Config, index: Index) -> None:
+    """Raises UserError when the cache was made with another VAE or text encoder than model.base has.
+
+    Only components that lie in a local folder are compared: a training machine need not hold T5.
+    """
+    base = Path(config.model.base)
+    checks = {"vae": index.vae.fingerprint, "text_encoder": index.text.fingerprint.split("-")[0]}
+    for component, expected in checks.items():
+        if not (base / component).is_dir():
+            continue
+        found = fingerprint(locate(config.model.base, config.model.revision, component))
+        if found != expected:
+            message = (
+                f"{config.data.cache}: encoded with another {component} ({expected}) than {base / component} ({found}); "
+                "run encode again, or set model.base back"
+            )
+            raise UserError(message)

@@ -1,0 +1,78 @@
+"""Sample videos during training: the model as it stands, prompts from the cache, nothing left behind.
+
+The sampler draws from its own streams, so the training's random state is untouched; the VAE is loaded for the occasion and
+dropped afterwards; gradients, mode and adapter weights are as before.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from mochi_lora.config.schema import Config
+from mochi_lora.console import console
+from mochi_lora.data.prompts import PromptEmbeddings
+from mochi_lora.inference.generate import generate_latents, render
+from mochi_lora.inference.video import video_name, write_contact_sheet, write_mp4
+from mochi_lora.model.base import locate
+from mochi_lora.model.transformer import VelocityModel
+from mochi_lora.model.vae import MochiVae
+
+
+class Previews:
+    """Makes the configured prompts' videos after N completed steps; ranks share the prompts."""
+
+    def __init__(self, config: Config, processes: Accelerator, prompts: PromptEmbeddings) -> None:
+        sample = config.sample
+        self._config = config
+        self._processes = processes
+        self._jobs = [(prompt, prompts(prompt), seed) for prompt in sample.prompts for seed in sample.seeds]
+        self._negative = prompts(sample.negative_prompt)
+        self.seconds = 0.0  # spent here since the run's start, in this process
+
+    def make(self, model: VelocityModel, done: int) -> dict[str, Path]:
+        """Videos of all ranks by caption, under <run>/samples/step-<done>, with a contact sheet beside them."""
+        start = time.monotonic()
+        folder = self._config.run.folder / "samples" / f"step-{done:06d}"
+        mine = range(self._processes.process_index, len(self._jobs), self._processes.num_processes)
+        was_training = model.training
+        model.eval()
+        latents = {number: self._sample(model, number) for number in mine}
+        model.train(was_training)
+        sheets = self._decode(latents, folder) if latents else []
+        self._processes.wait_for_everyone()
+        rows = sorted(gather_object(sheets), key=lambda row: row[0])
+        if self._processes.is_main_process:
+            write_contact_sheet(folder / "sheet.png", [(caption, frames) for _, caption, _, frames in rows])
+            console.print(f"samples  {folder / 'sheet.png'}")
+        self.seconds += time.monotonic() - start
+        return {caption: path for _, caption, path, _ in rows}
+
+    def _sample(self, model: VelocityModel, number: int) -> torch.Tensor:
+        _, prompt, seed = self._jobs[number]
+        latents = generate_latents(model, prompt, self._negative, self._config.sample, seed, on_step=lambda _done, _steps: None)
+        return latents.cpu()
+
+    def _decode(self, latents: dict[int, torch.Tensor], folder: Path) -> list[tuple]:
+        """(number, caption, path, a few frames) per video; the transformer leaves the GPU meanwhile if asked to."""
+        config = self._config
+        device = self._processes.device
+        vae = MochiVae.load(
+            locate(config.model.base, config.model.revision, "vae"),
+            device=device,
+            precision="bf16" if device.type == "cuda" else "fp32",
+            tiling=config.engine.vae_tiling,
+        )
+        rows = []
+        for number, latent in latents.items():
+            prompt, _, seed = self._jobs[number]
+            frames = render(vae, latent)
+            path = folder / video_name(number, prompt, seed)
+            write_mp4(path, frames)
+            rows.append((number, f"{prompt} (seed {seed})", path, frames[:: max(1, len(frames) // 6)]))
+        del vae
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        return rows

@@ -1,0 +1,178 @@
+"""What happens besides steps: logging, held-out loss, sample videos, checkpoints and adapter files."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+from mochi_lora.commands.previews import Previews
+from mochi_lora.config.schema import Config
+from mochi_lora.model import adapter as lora
+from mochi_lora.model.adapter_file import save_adapter
+from mochi_lora.model.plan import Plan
+from mochi_lora.model.transformer import VelocityModel
+from mochi_lora.training.batches import SampleSource
+from mochi_lora.training.checkpoint import save_checkpoint
+from mochi_lora.training.heldout import HeldOutLoss, clip_losses, summarise
+from mochi_lora.training.progress import TrainingLine
+from mochi_lora.training.tracking import Tracker
+from mochi_lora.training.trainer import Events, Learner, StepResult
+
+
+@dataclass
+class RunState:
+    """What a checkpoint remembers besides tensors; `best` changes during the run."""
+
+    identity: dict[str, Any]
+    plan: Plan
+    config: Config
+    base_fingerprint: str
+    rounded: tuple[str, ...]
+    best: dict[str, Any] | None  # {"step", "loss"} of the lowest held-out loss so far
+
+
+class RunEvents:
+    """The callables of `trainer.Events`, sharing what they need."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        model: VelocityModel,
+        state: RunState,
+        tracker: Tracker,
+        validation: SampleSource,
+        previews: Previews | None,
+        line: TrainingLine | None,
+    ) -> None:
+        self._learner = learner
+        self._model = model
+        self._state = state
+        self._tracker = tracker
+        self._validation = validation
+        self._previews = previews
+        self._line = line
+        self._main = learner.accelerator.is_main_process
+        self._folder = state.config.run.folder
+
+    def plugs(self) -> Events:
+        """For the loop."""
+        return Events(
+            log=self.log,
+            validate=self.validate if self._validation.entries else None,
+            sample=self.sample if self._previews else None,
+            checkpoint=self.checkpoint,
+            progress=self._line.advance if self._line else lambda _done: None,
+        )
+
+    def begin(self) -> None:
+        """Before the first step: a state to come back to, the untrained loss and the untrained videos."""
+        self._save_state(0)
+        if self._state.config.train.validate_every and self._validation.entries:
+            self.validate(0)
+        if self._previews:
+            self.sample(0)
+
+    def log(self, done: int, result: StepResult, seconds_per_step: float) -> None:
+        """One record of training figures; the host waits for the device here and nowhere else."""
+        tokens = result.tokens * self._learner.accelerator.num_processes / seconds_per_step
+        loss = float(result.loss)
+        values = {
+            "train/loss": loss,
+            "train/learning_rate": result.rate,
+            "train/gradient_norm": float(result.gradient_norm),
+            "train/adapter_norm_a": self._norm(".lora_A."),
+            "train/adapter_norm_b": self._norm(".lora_B."),
+            "time/seconds_per_step": seconds_per_step,
+            "time/tokens_per_second": tokens,
+            "time/sampling_seconds": self._previews.seconds if self._previews else 0.0,
+        }
+        if torch.cuda.is_available():
+            values["memory/peak_gib"] = torch.cuda.max_memory_reserved() / 2**30
+        self._tracker.log(done, values)
+        if self._line:
+            self._line.show(loss, seconds_per_step, tokens)
+
+    def validate(self, done: int) -> None:
+        """Held-out loss over all ranks; a new lowest one writes adapters/best.safetensors."""
+        processes = self._learner.accelerator
+        self._model.eval()
+        with self._averaged():
+            mine = range(processes.process_index, len(self._validation.entries), processes.num_processes)
+            bands = self._state.config.train.validation_bands
+            losses = [(item, clip_losses(self._model, self._validation, item, bands)) for item in mine]
+        self._model.train()
+        table = [row for _, row in sorted(gather_object(losses))]
+        result = summarise(table, self._learner.seed)
+        self._tracker.log(done, result.scalars(), kind="heldout")
+        if done and (self._state.best is None or result.loss < self._state.best["loss"]):
+            self._state.best = {"step": done, "loss": result.loss}
+            self._write_adapter(self._folder / "adapters" / "best.safetensors", done, result)
+
+    def sample(self, done: int) -> None:
+        """Sample videos of the adapter as it would be exported."""
+        assert self._previews is not None
+        with self._averaged():
+            videos = self._previews.make(self._model, done)
+        self._tracker.log_videos(done, videos)
+
+    def checkpoint(self, done: int) -> None:
+        """Adapter file first, then the state: a kill between the two costs nothing."""
+        path = self._folder / "adapters" / f"step-{done:06d}.safetensors"
+        self._write_adapter(path, done, None)
+        self._tracker.log_adapter(done, path)
+        if done == self._state.config.train.steps:
+            self._write_adapter(self._folder / "adapter.safetensors", done, None)
+        self._save_state(done)
+
+    def _save_state(self, done: int) -> None:
+        processes = self._learner.accelerator
+        if self._main:
+            folder = self._folder / "checkpoints"
+            save_checkpoint(folder, done, self._gather(done), self._state.config.train.keep_checkpoints)
+        processes.wait_for_everyone()
+
+    def _gather(self, done: int) -> dict[str, Any]:
+        """The run's full state by name."""
+        learner = self._learner
+        content: dict[str, Any] = {"adapter": {name: parameter.detach() for name, parameter in learner.parameters.items()}}
+        if learner.average is not None:
+            content["ema"] = learner.average.shadow
+        if done:
+            content["optimizer"] = learner.optimizer.state_dict()
+        content["progress"] = {
+            "step": done,
+            "identity": self._state.identity,
+            "plan": asdict(self._state.plan),
+            "engine": self._state.config.engine.model_dump(mode="json"),
+            "best": self._state.best,
+            "run_ids": dict(self._tracker.run_ids),
+        }
+        return content
+
+    def _write_adapter(self, path: Path, done: int, held_out: HeldOutLoss | None) -> None:
+        if not self._main:
+            return
+        config = self._state.config
+        provenance = {
+            "base": config.model.base,
+            "base_revision": config.model.revision,
+            "base_fingerprint": self._state.base_fingerprint,
+            "base_rounded_tensors": len(self._state.rounded),
+            "step": done,
+            "average": self._learner.average is not None,
+            "held_out_loss": held_out.loss if held_out else None,
+            "config": config.model_dump(mode="json"),
+        }
+        with self._averaged():
+            save_adapter(path, lora.current(self._model.transformer), provenance)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """The moving average's weights where there is one: what is measured, shown and exported."""
+        return self._learner.average.lent() if self._learner.average is not None else nullcontext()
+
+    def _norm(self, part: str) -> float:
+        factors = [parameter.detach() for name, parameter in self._learner.parameters.items() if part in name]
+        return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(factors))))

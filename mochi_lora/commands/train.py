@@ -1,0 +1,225 @@
+"""`mochi-lora train`: the composition root. Decides what is plugged into what; running it again continues the run."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from mochi_lora.commands.identity import require_same, require_same_encoders, run_identity
+from mochi_lora.commands.previews import Previews
+from mochi_lora.commands.processes import open_processes
+from mochi_lora.commands.run_events import RunEvents, RunState
+from mochi_lora.config.load import dump_config
+from mochi_lora.config.schema import Config
+from mochi_lora.console import console
+from mochi_lora.data.cache import Cache
+from mochi_lora.data.index import Index, read_index
+from mochi_lora.data.plan import BatchPlan, Share
+from mochi_lora.data.prompts import CachedPrompts
+from mochi_lora.files import write_text
+from mochi_lora.model import adapter as lora
+from mochi_lora.model.adapter_file import load_adapter
+from mochi_lora.model.base import fingerprint, locate
+from mochi_lora.model.flow import LatentStats
+from mochi_lora.model.plan import Plan, resolve_plan
+from mochi_lora.model.transformer import VelocityModel
+from mochi_lora.model.weights import LoadedTransformer, load_transformer
+from mochi_lora.spec import Bucket
+from mochi_lora.training.average import MovingAverage
+from mochi_lora.training.batches import Batch, MicroSteps, SampleSource, steps_from
+from mochi_lora.training.checkpoint import Checkpoint, newest_checkpoint, remove_torn
+from mochi_lora.training.health import Health
+from mochi_lora.training.optimizer import build_optimizer
+from mochi_lora.training.progress import TrainingLine
+from mochi_lora.training.stopping import StopFlag
+from mochi_lora.training.tracking import Silent, Tracker, open_trackers
+from mochi_lora.training.trainer import Learner, run_loop
+
+
+def run(config: Config, *, fresh: bool) -> None:
+    """Train, or go on training. Raises UserError for whatever a person can mend."""
+    processes = open_processes(config.engine.device, config.train.peer_timeout_minutes)
+    checkpoints = config.run.folder / "checkpoints"
+    if processes.is_main_process:
+        if fresh:
+            _set_aside(config.run.folder)
+        remove_torn(checkpoints)
+    processes.wait_for_everyone()
+    index = read_index(config.data)
+    require_same_encoders(config, index)
+    found = newest_checkpoint(checkpoints)
+    if found is not None and found.step >= config.train.steps:
+        console.print(f"{config.run.folder}: finished at step {found.step}; raise train.steps to go on, or use --fresh")
+        return
+    _train(config, processes, index, found)
+
+
+def _train(config: Config, processes: Accelerator, index: Index, found: Checkpoint | None) -> None:
+    share = Share(config.train.batch_size, config.train.gradient_accumulation, processes.num_processes, processes.process_index)
+    folder = locate(config.model.base, config.model.revision, "transformer")
+    base_fingerprint = fingerprint(folder)
+    identity = run_identity(config, index, base_fingerprint, share.samples_per_step)
+    if found is not None:
+        require_same(config.run.folder, found.state["progress"]["identity"], identity)
+    plan = _resolve_plan(config, found, folder)
+    loaded = load_transformer(folder, device=processes.device, precision=plan.precision)
+    _warn_rounded(loaded, folder)
+    learner, model = _build_learner(config, processes, loaded, plan)
+    done = _restore(learner, found)
+    sources = _Sources.of(config, index)
+    state = RunState(identity, plan, config, base_fingerprint, loaded.rounded, _best_of(found))
+    health = Health(processes.device, config.run.folder, processes.process_index)
+    stop = StopFlag(config.train.peer_timeout_minutes)
+    stop.install()
+    tracker = _open_tracker(config, processes, found)
+    previews = Previews(config, processes, CachedPrompts(sources.cache, index)) if config.train.sample_every else None
+    _describe(config, processes, learner, sources, done)
+    with TrainingLine(config.train.steps, done) if processes.is_main_process else nullcontext() as line:
+        events = RunEvents(learner, model, state, tracker, sources.validation, previews, line)
+        if done == 0:
+            events.begin()
+        batches = sources.batches(config, share, done, pin=processes.device.type == "cuda")
+        done = run_loop(learner, health, events.plugs(), batches, stop)
+    processes.wait_for_everyone()
+    tracker.finish()
+    _farewell(config, done)
+    processes.end_training()
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """The two sides of the data set."""
+
+    cache: Cache
+    train: SampleSource
+    validation: SampleSource
+
+    @classmethod
+    def of(cls, config: Config, index: Index) -> "_Sources":
+        cache = Cache(config.data.cache)
+        stats = LatentStats(index.latents_mean, index.latents_std, index.latents_scale)
+        sides = (
+            SampleSource(cache, tuple(index.of(split)), stats, config.objective, config.run.seed)
+            for split in ("train", "validation")
+        )
+        return cls(cache, *sides)
+
+    def batches(self, config: Config, share: Share, start: int, *, pin: bool) -> Iterator[tuple[int, list[Batch]]]:
+        buckets = tuple(Bucket.parse(entry.bucket) for entry in self.train.entries)
+        plan = BatchPlan(buckets, config.run.seed, share.samples_per_step)
+        micro_steps = MicroSteps(self.train, plan, share)
+        return steps_from(micro_steps, share, start, config.train.steps, workers=config.data.loader_workers, pin=pin)
+
+
+def _resolve_plan(config: Config, found: Checkpoint | None, folder: Path) -> Plan:
+    """The run's own plan if the engine settings are those it was resolved from; else a new one, said aloud."""
+    from diffusers import MochiTransformer3DModel  # noqa: PLC0415
+
+    head_size = MochiTransformer3DModel.load_config(folder)["attention_head_dim"]
+    if found is None:
+        return resolve_plan(config.engine, head_size)
+    progress = found.state["progress"]
+    if progress["engine"] == config.engine.model_dump(mode="json"):
+        return Plan(**progress["plan"])
+    console.print(
+        "engine settings changed since the checkpoint: they are resolved anew, and the run is no longer bit for bit the same"
+    )
+    return resolve_plan(config.engine, head_size)
+
+
+def _build_learner(
+    config: Config, processes: Accelerator, loaded: LoadedTransformer, plan: Plan
+) -> tuple[Learner, VelocityModel]:
+    parameters = lora.attach(loaded.transformer, config.adapter, config.run.seed)
+    if config.adapter.init_adapter is not None:
+        start = load_adapter(config.adapter.init_adapter)
+        lora.require_same_scale(loaded.transformer, start, config.adapter.init_adapter)
+        lora.load_into(loaded.transformer, start.tensors, lora.TRAINED)
+    model = VelocityModel(loaded.transformer, plan)
+    model.train()
+    learner = Learner(
+        accelerator=processes,
+        model=processes.prepare_model(model),
+        parameters=parameters,
+        optimizer=build_optimizer(config.train, parameters.values()),
+        average=MovingAverage(parameters, config.train.ema_decay) if config.train.ema_decay else None,
+        settings=config.train,
+        objective=config.objective,
+        seed=config.run.seed,
+    )
+    return learner, model
+
+
+def _restore(learner: Learner, found: Checkpoint | None) -> int:
+    """Put a checkpoint's state back; returns the number of completed steps."""
+    if found is None:
+        return 0
+    saved = found.state["adapter"]
+    assert saved.keys() == learner.parameters.keys(), "identity was checked, so the adapter must fit"
+    for name, parameter in learner.parameters.items():
+        parameter.data.copy_(saved[name])
+    if "optimizer" in found.state:  # not at step 0
+        learner.optimizer.load_state_dict(found.state["optimizer"])
+    if learner.average is not None:
+        learner.average.load(found.state["ema"])
+    console.print(f"continuing at step {found.step}")
+    return found.step
+
+
+def _best_of(found: Checkpoint | None) -> dict[str, Any] | None:
+    return None if found is None else found.state["progress"]["best"]
+
+
+def _open_tracker(config: Config, processes: Accelerator, found: Checkpoint | None) -> Tracker:
+    if not processes.is_main_process:
+        return Silent()
+    config.run.folder.mkdir(parents=True, exist_ok=True)
+    write_text(config.run.folder / "config.yaml", dump_config(config))
+    ids = found.state["progress"]["run_ids"] if found is not None else {}
+    return open_trackers(config.tracking, config.run.folder, config.model_dump(mode="json"), ids)
+
+
+def _set_aside(folder: Path) -> None:
+    """--fresh deletes nothing: the old run is renamed."""
+    if not folder.exists():
+        return
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.previous-{number}")).exists():
+        number += 1
+    shutil.move(folder, aside)
+    console.print(f"the old run is now {aside}")
+
+
+def _warn_rounded(loaded: LoadedTransformer, folder: Path) -> None:
+    if loaded.rounded:
+        console.print(
+            f"[yellow]{folder}: {len(loaded.rounded)} tensors that Mochi keeps in float32 are stored rounded "
+            f"({loaded.rounded[0]}, ...); results differ slightly from the float32 checkpoint[/yellow]"
+        )
+
+
+def _describe(config: Config, processes: Accelerator, learner: Learner, sources: _Sources, done: int) -> None:
+    count = sum(parameter.numel() for parameter in learner.parameters.values())
+    settings = config.train
+    per_step = settings.batch_size * settings.gradient_accumulation * processes.num_processes
+    console.print(
+        f"run      {config.run.folder}, step {done} of {settings.steps}\n"
+        f"data     {len(sources.train.entries)} clips, {len(sources.validation.entries)} held out, {per_step} per step\n"
+        f"adapter  {config.adapter.targets}, rank {config.adapter.rank}, {count:,} parameters\n"
+        f"device   {processes.num_processes} x {processes.device.type}, started {time.strftime('%H:%M:%S')}"
+    )
+
+
+def _farewell(config: Config, done: int) -> None:
+    if done < config.train.steps:
+        console.print(f"stopped after step {done}; the same command continues")
+        return
+    console.print(
+        f"adapter  {config.run.folder / 'adapter.safetensors'}\n"
+        'next     mochi-lora sample --config <the same file> --prompt "..."'
+    )

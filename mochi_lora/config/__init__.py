@@ -1,0 +1,1 @@
+"""Settings: schema, loading, reference, requests. Imports no torch."""

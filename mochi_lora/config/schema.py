@@ -1,0 +1,232 @@
+"""Every setting there is, with its sentence, its unit and its legal range. No torch in this room.
+
+`configs/style.yaml` lists all of them with their defaults (a test holds the two together). Unknown keys fail.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from mochi_lora import spec
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are errors, values cannot be changed after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+def _legal_bucket(text: str) -> str:
+    return str(spec.Bucket.parse(text))
+
+
+def _legal_frames(frames: int) -> int:
+    if problem := spec.illegal_frames(frames):
+        raise ValueError(problem)
+    return frames
+
+
+def _legal_size(size: int) -> int:
+    if problem := spec.illegal_size("size", size):
+        raise ValueError(problem)
+    return size
+
+
+BucketText = Annotated[str, AfterValidator(_legal_bucket)]
+Frames = Annotated[int, AfterValidator(_legal_frames)]
+Size = Annotated[int, AfterValidator(_legal_size)]
+
+
+class RunConfig(Section):
+    """Where the run lives and what seeds it."""
+
+    folder: Path = Field(Path("runs/style"), description="Folder of this run: checkpoints, adapters, samples, metrics.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of everything random in training; same seed, same run.")
+
+
+class ModelConfig(Section):
+    """The pretrained Mochi that stays frozen."""
+
+    base: str = Field(spec.BASE_MODEL, description="Hub id, or local folder in diffusers layout, of the base model.")
+    revision: str | None = Field(None, description="Hub commit or tag to pin; null takes the newest.")
+
+
+class DataConfig(Section):
+    """Clips in, cached samples out."""
+
+    clips: Path = Field(
+        Path("clips"),
+        description="Folder of clips with same-stem .txt captions, or a CSV / JSONL file, or a Hugging Face datasets folder.",
+    )
+    cache: Path = Field(Path("cache"), description="Folder of encoded samples; safe to share between runs.")
+    buckets: list[BucketText] = Field(
+        ["37x480x848"],
+        min_length=1,
+        description="Clip shapes, FRAMESxHEIGHTxWIDTH in pixels; a clip takes the nearest aspect ratio, then the most frames.",
+    )
+    upscale: bool = Field(False, description="Enlarge clips smaller than their bucket instead of rejecting them.")
+    validation_fraction: float = Field(
+        0.1, ge=0, lt=1, description="Share of source files held out for the validation loss (0 to 1); 0 trains on all."
+    )
+    loader_workers: int = Field(2, ge=0, description="Processes per GPU that read and prepare cached samples.")
+
+
+class EncodeConfig(Section):
+    """How clips and captions are encoded once, before training."""
+
+    vae_precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="VAE arithmetic: bf16 autocast over fp32 weights, or fp32; auto is bf16 on a GPU, fp32 on a CPU."
+    )
+    text_precision: Literal["bf16", "fp32", "int8"] = Field(
+        "bf16", description="T5 weights: bf16 (9 GiB), fp32 (18 GiB) or int8 (5 GiB, bitsandbytes)."
+    )
+    text_batch: int = Field(8, ge=1, description="Captions encoded at once.")
+    unknown_token_limit: float = Field(
+        0.1, ge=0, le=1, description="Captions with a larger share of tokens unknown to T5 are named in the report (0 to 1)."
+    )
+
+
+class AdapterConfig(Section):
+    """The LoRA that is trained."""
+
+    rank: int = Field(8, ge=1, le=512, description="Inner width of each LoRA pair.")
+    alpha: float = Field(8.0, gt=0, description="Numerator of the LoRA scale alpha/rank (alpha/sqrt(rank) with rslora).")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input (0 to 1).")
+    targets: str = Field(
+        "joint_attention",
+        description="visual_attention, joint_attention, joint_attention_mlp, or a regular expression over names in a block.",
+    )
+    rslora: bool = Field(False, description="Scale by alpha/sqrt(rank) instead of alpha/rank.")
+    dora: bool = Field(False, description="Weight-decomposed LoRA: learns a magnitude per output channel as well.")
+    init_adapter: Path | None = Field(
+        None, description="Adapter file to start from; its rank, alpha and targets must equal these."
+    )
+
+
+class ObjectiveConfig(Section):
+    """What the adapter is asked to learn."""
+
+    sigma: Literal["uniform", "logit_normal", "stratified"] = Field(
+        "uniform", description="Distribution of the noise level sigma in (0, 1)."
+    )
+    logit_mean: float = Field(0.0, description="Mean of logit(sigma); only for logit_normal.")
+    logit_std: float = Field(1.0, gt=0, description="Standard deviation of logit(sigma); only for logit_normal.")
+    strata: int = Field(16, ge=2, description="Number of equal sigma bands visited in turn; only for stratified.")
+    caption_dropout: float = Field(
+        0.1, ge=0, le=1, description="Chance per sample of training without its caption, for guidance (0 to 1)."
+    )
+    temporal_weight: float = Field(
+        0.0, ge=0, description="Weight of the appearance-debiased temporal term, for motion adapters; 0 is off."
+    )
+
+
+class TrainConfig(Section):
+    """The optimiser's side of training."""
+
+    steps: int = Field(1000, ge=1, description="Optimiser steps.")
+    batch_size: int = Field(1, ge=1, description="Samples per GPU and micro-step.")
+    gradient_accumulation: int = Field(1, ge=1, description="Micro-steps per optimiser step.")
+    learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate.")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="Course after the warm-up: constant, or down to 0 at the last step."
+    )
+    warmup_steps: int = Field(100, ge=0, description="Optimiser steps over which the learning rate rises linearly.")
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"] = Field(
+        "adamw", description="adamw (fused, torch), or bitsandbytes' 8-bit and paged variants (GPU memory)."
+    )
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's decay rates of the two moments.")
+    epsilon: float = Field(1e-8, gt=0, description="Adam's denominator offset.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay on the adapter.")
+    gradient_clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0 does not clip.")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="Decay of the adapter's moving average per optimiser step; 0 is off.")
+    log_every: int = Field(10, ge=1, description="Optimiser steps between log lines.")
+    checkpoint_every: int = Field(200, ge=1, description="Optimiser steps between checkpoints and adapter files.")
+    keep_checkpoints: int = Field(2, ge=1, description="Resume states kept; adapter files are all kept.")
+    validate_every: int = Field(200, ge=0, description="Optimiser steps between held-out losses; 0 is never.")
+    validation_bands: int = Field(8, ge=1, description="Fixed noise levels at which the held-out loss is measured.")
+    sample_every: int = Field(
+        200, ge=0, description="Optimiser steps between sample videos, also at step 0 and the end; 0 is never."
+    )
+    peer_timeout_minutes: float = Field(
+        30.0, gt=0, description="How long ranks wait for each other before the run is given up."
+    )
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> "TrainConfig":
+        if self.warmup_steps >= self.steps:
+            message = f"warmup_steps {self.warmup_steps} must be smaller than steps {self.steps}: lower it, or train longer"
+            raise ValueError(message)
+        return self
+
+
+class EngineConfig(Section):
+    """How the transformer is run, in training and in sampling."""
+
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto takes the GPU where there is one.")
+    precision: Literal["bf16", "fp32"] = Field(
+        "bf16", description="Base weights and arithmetic; adapter weights are always fp32."
+    )
+    attention: Literal["auto", "cudnn", "flash", "efficient", "math"] = Field(
+        "auto", description="Kernel of scaled dot product attention; auto lets torch choose."
+    )
+    checkpointing: Literal["full", "none"] = Field(
+        "full", description="full recomputes each block in the backward pass (little memory); none keeps everything (fast)."
+    )
+    vae_tiling: bool = Field(False, description="Decode in spatial tiles: far less memory, faint seams possible.")
+    cpu_offload: bool = Field(False, description="When sampling, keep on the GPU only the part that is working.")
+
+
+class SampleConfig(Section):
+    """Videos made during training and by `mochi-lora sample`."""
+
+    prompts: list[str] = Field(
+        ["a lighthouse on a cliff at dusk, waves breaking below"],
+        description="Prompts; embedded by `encode` for use in training.",
+    )
+    negative_prompt: str = Field("", description="What guidance moves away from; empty is the null prompt of training.")
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field([0], min_length=1, description="One video per prompt and seed.")
+    frames: Frames = Field(37, description="Frames at 30 per second, 6k+1.")
+    height: Size = Field(spec.TRAINED_HEIGHT, description="Pixels, multiple of 16.")
+    width: Size = Field(spec.TRAINED_WIDTH, description="Pixels, multiple of 16.")
+    steps: int = Field(64, ge=2, description="Denoising steps.")
+    guidance: float | list[float] = Field(6.0, description="Guidance scale, or one per step; 1 is none.")
+    threshold_noise: float = Field(0.025, gt=0, lt=1, description="Noise removed by the linear part of the sigma schedule.")
+    linear_steps: int | None = Field(None, ge=1, description="Steps in the linear part; null is half of them.")
+    strength: float = Field(1.0, description="Strength of the run's adapter; 0 is the base model, bit for bit.")
+
+    @model_validator(mode="after")
+    def _lists_fit(self) -> "SampleConfig":
+        if isinstance(self.guidance, list) and len(self.guidance) != self.steps:
+            message = (
+                f"guidance has {len(self.guidance)} values for {self.steps} steps: give one value per step, or a single one"
+            )
+            raise ValueError(message)
+        if self.linear_steps is not None and self.linear_steps >= self.steps:
+            message = f"linear_steps {self.linear_steps} must be smaller than steps {self.steps}"
+            raise ValueError(message)
+        return self
+
+
+class TrackingConfig(Section):
+    """Where the numbers go; a metrics.jsonl in the run folder is always written."""
+
+    trackers: list[Literal["wandb", "trackio", "tensorboard"]] = Field(["wandb"], description="Trackers besides metrics.jsonl.")
+    project: str = Field("mochi-lora", min_length=1, description="Project name in wandb and trackio.")
+    run_name: str | None = Field(None, description="Name of the run in the trackers; null takes the run folder's name.")
+    wandb_mode: Literal["online", "offline"] = Field("online", description="offline writes to the run folder; sync it later.")
+
+
+class Config(Section):
+    """One file configures encode, train and sample."""
+
+    run: RunConfig = Field(default_factory=RunConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    encode: EncodeConfig = Field(default_factory=EncodeConfig)
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    sample: SampleConfig = Field(default_factory=SampleConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)

@@ -1,0 +1,191 @@
+"""What a media file holds: size as shown, rotation, time stamp of every frame. Refuses by name what would be read wrongly.
+
+PyAV looks at every clip first. Containers in which decord is exact go to decord; decord returns other frames than asked
+for, without an error, from MPEG streams (measured: 12 to 36 frames off, decord2 3.4.0), so those stay with PyAV.
+"""
+
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+from av.sidedata.sidedata import SideData
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from PIL import Image, ImageOps
+
+from mochi_lora.data.media import IMAGE_SUFFIXES
+from mochi_lora.data.truncation import missing_bytes
+from mochi_lora.errors import ClipError
+
+_DECORD_FORMATS = ("mov,mp4", "matroska,webm", "avi", "gif")  # demuxer names: a .mp4 that is an MPEG stream inside is found out
+# AVI has no presentation times, only the decoding order: what its packets claim is wrong for B-frames.
+_TIMES_IN_PACKETS = ("mov,mp4", "matroska,webm", "gif")
+_HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ITU-T H.273, table 3
+_SQUARE_PIXEL_TOLERANCE = 0.01  # scalers tag 426x240 out of 1280x720 as 640:639; nobody sees that
+_FRAMES_LOOKED_AT = 4  # a field-coded stream may begin with one progressive picture
+_WIDE_IMAGE_MODES = ("I", "F")  # 16-bit, 32-bit and float; Pillow clips them to white when it converts to RGB
+
+
+@dataclass(frozen=True)
+class ClipInfo:
+    """One media file, as `data.geometry` and `data.decode` need to know it."""
+
+    path: Path
+    width: int  # as shown, after rotation
+    height: int
+    rotation: int  # degrees counter-clockwise that the coded picture is turned for showing: 0, 90, 180, 270
+    times: tuple[float, ...]  # seconds, of every frame that can be decoded, ascending from 0.0
+    frame_seconds: float  # typical interval between frames (median); 0.0 for images
+    is_image: bool
+    backend: Literal["decord", "pyav", "image"]
+    origin: float = 0.0  # the first frame's time stamp in the container, in seconds
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame to the end of the last one; 0 for images."""
+        return self.times[-1] + self.frame_seconds
+
+
+@contextmanager
+def unreadable_named(path: Path) -> Iterator[None]:
+    """Turn everything PyAV and Pillow raise on bad files into a `ClipError` that names `path`. Out of memory passes."""
+    try:
+        yield
+    except (ClipError, MemoryError):
+        raise
+    # UnicodeDecodeError (a ValueError) and IndexError come from PyAV, SyntaxError from Pillow's PNG reader.
+    except (av.FFmpegError, OSError, ValueError, IndexError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ClipError(f"{path}: cannot be read as video or image ({reason}); see if it plays, convert it again") from error
+
+
+def probe(path: Path) -> ClipInfo:
+    """Everything about the file but its pixels. Raises ClipError naming the file and what to do."""
+    if not path.is_file():
+        raise ClipError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise ClipError(f"{path}: the file is empty; copy or download it again")
+    if missing := missing_bytes(path):
+        raise ClipError(f"{path}: the file is truncated ({missing} bytes or more are missing); copy or download it again")
+    with unreadable_named(path):
+        return _probe_image(path) if path.suffix.lower() in IMAGE_SUFFIXES else _probe_video(path)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """The picture upright, uint8 [height, width, 3]; transparent parts over black. Raises ClipError."""
+    with unreadable_named(path), Image.open(path) as opened:
+        if opened.mode.startswith(_WIDE_IMAGE_MODES):
+            raise ClipError(f"{path}: more than 8 bits per channel (mode {opened.mode}); save it with 8 bits per channel")
+        upright = ImageOps.exif_transpose(opened).convert("RGBA")
+        black = Image.new("RGBA", upright.size, (0, 0, 0, 255))
+        return np.array(Image.alpha_composite(black, upright).convert("RGB"))
+
+
+def video_stream(container: av.container.InputContainer) -> VideoStream:
+    """The stream players show. Raises ClipError where there is none (cover art of a sound file is none)."""
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
+        raise ClipError(f"{container.name}: holds no video, only {_other_streams(container)}; remove it from the clips")
+    return stream
+
+
+def _other_streams(container: av.container.InputContainer) -> str:
+    return " and ".join(sorted({stream.type for stream in container.streams})) or "an empty container"
+
+
+def _probe_image(path: Path) -> ClipInfo:
+    height, width, _ = read_image(path).shape  # whole, not only its header: a truncated image is found here
+    return ClipInfo(path, width, height, 0, (0.0,), 0.0, is_image=True, backend="image")
+
+
+def _probe_video(path: Path) -> ClipInfo:
+    with av.open(str(path), metadata_errors="replace") as container:
+        stream = video_stream(container)
+        frames = list(islice(container.decode(stream), _FRAMES_LOOKED_AT))
+        if not frames:
+            raise ClipError(f"{path}: no frame of it can be decoded; convert it again")
+        _refuse_unsupported(path, stream, frames)
+        rotation = _rotation(path, frames[0])
+        container_format = container.format.name
+        width, height = frames[0].width, frames[0].height
+        rate = stream.average_rate
+    in_packets = container_format.startswith(_TIMES_IN_PACKETS)
+    origin, times = _times_from_packets(path) if in_packets else _times_from_frames(path)
+    intervals = [later - earlier for earlier, later in pairwise(times)]
+    return ClipInfo(
+        path=path,
+        width=height if rotation in (90, 270) else width,
+        height=width if rotation in (90, 270) else height,
+        rotation=rotation,
+        times=times,
+        frame_seconds=statistics.median(intervals) if intervals else float(1 / (rate or 30)),
+        is_image=False,
+        backend="decord" if container_format.startswith(_DECORD_FORMATS) else "pyav",
+        origin=origin,
+    )
+
+
+def _refuse_unsupported(path: Path, stream: VideoStream, frames: list[VideoFrame]) -> None:
+    transfer = _HDR_TRANSFERS.get(int(stream.codec_context.color_trc)) or _HDR_TRANSFERS.get(int(frames[0].color_trc))
+    if transfer:
+        raise ClipError(f"{path}: HDR video ({transfer} transfer); tone-map it to SDR (BT.709) first")
+    if any(frame.interlaced_frame for frame in frames):
+        raise ClipError(f"{path}: interlaced video; deinterlace it first (for instance ffmpeg -vf bwdif)")
+    aspect = stream.sample_aspect_ratio  # None or 0 when unset
+    if aspect and abs(float(aspect) - 1) > _SQUARE_PIXEL_TOLERANCE:
+        raise ClipError(f"{path}: pixels are not square (sample aspect ratio {aspect}); scale it to square pixels, setsar=1")
+
+
+def _rotation(path: Path, frame: VideoFrame) -> int:
+    rotation = frame.rotation % 360
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if isinstance(matrix, SideData):
+        a, b, _, c, d = np.frombuffer(bytes(matrix), dtype="<i4")[:5].astype(float)
+        if a * d - b * c < 0:  # PyAV reports a plain mirror as a turn by 180 degrees
+            raise ClipError(f"{path}: tagged to be shown mirrored; convert it again so that the pixels are stored as shown")
+    if rotation % 90:
+        raise ClipError(f"{path}: tagged to be shown turned by {rotation} degrees; only multiples of 90 can be applied")
+    return rotation
+
+
+def _times_from_packets(path: Path) -> tuple[float, tuple[float, ...]]:
+    """Without decoding. Packets that an edit list hides are left out: no decoder of FFmpeg's shows them."""
+    with av.open(str(path), metadata_errors="replace") as container:
+        stream = video_stream(container)
+        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        if any(packet.is_corrupt for packet in packets):
+            raise ClipError(f"{path}: holds damaged packets, often a truncated file; copy or download it again")
+        stamps = sorted(packet.pts for packet in packets if packet.pts is not None)
+        if not stamps or len(stamps) != len(packets) or len(set(stamps)) != len(stamps):
+            return _times_from_frames(path)
+        return _relative(stamps, float(stream.time_base or 0))
+
+
+def _times_from_frames(path: Path) -> tuple[float, tuple[float, ...]]:
+    """By decoding everything, forward: exact for MPEG streams, whose packets are not all stamped."""
+    stamps: list[int] = []
+    with av.open(str(path), metadata_errors="replace") as container:
+        stream = video_stream(container)
+        stream.thread_type = "AUTO"
+        for frame in container.decode(stream):
+            if frame.is_corrupt and not stamps:  # recordings begin between key frames
+                continue
+            if frame.is_corrupt:
+                raise ClipError(f"{path}: frame {len(stamps)} is damaged, as in a truncated file; copy it again or trim it")
+            if frame.pts is None or (stamps and frame.pts <= stamps[-1]):
+                raise ClipError(f"{path}: its time stamps are missing or out of order; convert it (ffmpeg -i IN OUT.mp4)")
+            stamps.append(frame.pts)
+        if not stamps:
+            raise ClipError(f"{path}: no undamaged frame can be decoded; convert it again")
+        return _relative(stamps, float(stream.time_base or 0))
+
+
+def _relative(stamps: list[int], tick: float) -> tuple[float, tuple[float, ...]]:
+    return stamps[0] * tick, tuple((stamp - stamps[0]) * tick for stamp in stamps)

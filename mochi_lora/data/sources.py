@@ -1,0 +1,203 @@
+"""Which clips there are and what their captions say. Opens no video; `data.probe` does that.
+
+A source is a folder of media with same-stem `.txt` captions, a CSV or JSONL table, or a Hugging Face `datasets` folder.
+What is wrong with one clip becomes a `Rejection`; what is wrong with the whole input is a `UserError`.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mochi_lora.data.media import IMAGE_SUFFIXES, MEDIA_SUFFIXES
+from mochi_lora.errors import UserError
+
+_TABLE_COLUMNS = ("file_name", "text")
+_ACCEPTED = "a folder of clips with same-stem .txt captions, a .csv or .jsonl table, or a Hugging Face datasets folder"
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """One clip to encode: a file, or a range of it in seconds from its first frame (`end` exclusive, None is all)."""
+
+    path: Path
+    caption: str
+    start: float = 0.0
+    end: float | None = None
+
+    @property
+    def name(self) -> str:
+        """For people: the path, with the start time if there is one."""
+        return f"{self.path}@{self.start:g}s" if self.start else str(self.path)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A clip left out: which, and why with what to change."""
+
+    name: str
+    reason: str
+
+
+class _UnusableError(ValueError):
+    """Why one clip is left out; becomes its `Rejection`."""
+
+
+Found = tuple[list[ClipSource], list[Rejection]]
+
+
+def list_sources(clips: Path) -> Found:
+    """Every usable clip under `clips` and every unusable one, both sorted. The kind of input is seen from the path.
+
+    Raises UserError where nothing can be listed: no such path, no media, not a table, wrong columns.
+    """
+    if not clips.exists():
+        raise UserError(f"data.clips: {clips} does not exist; expected {_ACCEPTED}")
+    sources, rejections = _list_folder(clips) if clips.is_dir() else _list_table(clips)
+    if not sources and not rejections:
+        raise UserError(f"data.clips: no clips in {clips}; expected {_ACCEPTED} (media: {' '.join(sorted(MEDIA_SUFFIXES))})")
+    sources.sort(key=lambda source: (source.path.as_posix(), source.start, source.end or 0.0, source.caption))
+    rejections.sort(key=lambda rejection: (rejection.name, rejection.reason))
+    return sources, rejections
+
+
+def _list_folder(folder: Path) -> Found:
+    if (folder / "dataset_dict.json").exists():
+        splits = ", ".join(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+        raise UserError(f"data.clips: {folder} holds several splits ({splits}); name one of them, such as {folder / 'train'}")
+    if (folder / "dataset_info.json").exists() and (folder / "state.json").exists():
+        from mochi_lora.data.hub_folder import rows_of_saved_dataset  # noqa: PLC0415 - datasets takes seconds to import
+
+        rows, without_media = rows_of_saved_dataset(folder)
+        return _from_rows(rows, [Rejection(where, reason) for where, reason in without_media], folder)
+    for name in ("metadata.csv", "metadata.jsonl"):
+        if (folder / name).exists():
+            return _list_table(folder / name)
+    return _list_media(folder)
+
+
+def _list_media(folder: Path) -> Found:
+    """Media with captions beside them. Hidden files and folders are not looked at (`._clip.mp4` of macOS is no clip)."""
+    sources, rejections = [], []
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if hidden or path.suffix.lower() not in MEDIA_SUFFIXES or not path.is_file():
+            continue
+        try:
+            sources.append(ClipSource(path, _read_caption(path.with_suffix(".txt"))))
+        except _UnusableError as error:
+            rejections.append(Rejection(str(path), str(error)))
+    return sources, rejections
+
+
+def _read_caption(path: Path) -> str:
+    try:
+        caption = path.read_text(encoding="utf-8-sig").strip()
+    except FileNotFoundError:
+        raise _UnusableError(f"no caption: write one into {path}") from None
+    except UnicodeDecodeError as error:
+        raise _UnusableError(f"caption {path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    if not caption:
+        raise _UnusableError(f"caption {path} is empty: write what the clip shows")
+    return caption
+
+
+def _list_table(table: Path) -> Found:
+    readers = {".csv": _read_csv, ".jsonl": _read_jsonl}
+    read = readers.get(table.suffix.lower())
+    if read is None:
+        raise UserError(f"data.clips: {table} is neither a .csv nor a .jsonl table; expected {_ACCEPTED}")
+    try:
+        return _from_rows(*read(table), table.parent)
+    except UnicodeDecodeError as error:
+        raise UserError(f"data.clips: {table} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+
+
+Rows = tuple[list[tuple[str, Mapping[str, Any]]], list[Rejection]]
+
+
+def _read_csv(table: Path) -> Rows:
+    with table.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream)
+        _require_columns(table, reader.fieldnames or ())
+        try:
+            return [(f"{table}:{reader.line_num}", row) for row in reader], []
+        except csv.Error as error:
+            raise UserError(f"data.clips: {table}:{reader.line_num} cannot be read as CSV ({error})") from error
+
+
+def _read_jsonl(table: Path) -> Rows:
+    rows: list[tuple[str, Mapping[str, Any]]] = []
+    rejections = []
+    for number, line in enumerate(table.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{table}:{number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            rejections.append(Rejection(where, f"not JSON ({error}): write one object per line"))
+            continue
+        if isinstance(row, dict):
+            rows.append((where, row))
+        else:
+            rejections.append(Rejection(where, 'not a JSON object: write {"file_name": ..., "text": ...}'))
+    if rows:
+        _require_columns(table, {key for _, row in rows for key in row})
+    return rows, rejections
+
+
+def _require_columns(table: Path, found: Iterable[str]) -> None:
+    columns = list(found)
+    missing = [column for column in _TABLE_COLUMNS if column not in columns]
+    if missing:
+        raise UserError(
+            f"data.clips: {table} has no column {' and '.join(missing)}; found: {', '.join(sorted(columns)) or 'none'}. "
+            "Expected file_name and text (and, if wanted, start and end in seconds)."
+        )
+
+
+def _from_rows(rows: list[tuple[str, Mapping[str, Any]]], rejections: list[Rejection], folder: Path) -> Found:
+    sources = []
+    for where, row in rows:
+        try:
+            sources.append(_from_row(row, folder))
+        except _UnusableError as error:
+            rejections.append(Rejection(f"{folder / str(row.get('file_name') or '')} ({where})", str(error)))
+    return sources, rejections
+
+
+def _from_row(row: Mapping[str, Any], folder: Path) -> ClipSource:
+    name, text = row.get("file_name"), row.get("text")
+    if not isinstance(name, str) or not name.strip():
+        raise _UnusableError("file_name is empty: write the clip's path, relative to the table")
+    if not isinstance(text, str) or not text.strip():
+        raise _UnusableError("caption is empty: write what the clip shows into the column text")
+    path = folder / name.strip()
+    if path.suffix.lower() not in MEDIA_SUFFIXES:
+        raise _UnusableError(f"not a video or image by its name; expected one of {' '.join(sorted(MEDIA_SUFFIXES))}")
+    if not path.is_file():
+        raise _UnusableError(f"no such file; file_name is relative to {folder}")
+    start, end = _seconds(row, "start"), _seconds(row, "end")
+    if (start or 0) < 0 or (end is not None and end <= (start or 0)):
+        raise _UnusableError(f"start {start}, end {end}: expected 0 <= start < end, in seconds")
+    if (start or end) and path.suffix.lower() in IMAGE_SUFFIXES:
+        raise _UnusableError("an image has no start and end: leave them empty")
+    return ClipSource(path, text.strip(), start or 0.0, end)
+
+
+def _seconds(row: Mapping[str, Any], column: str) -> float | None:
+    """A table cell as seconds; None where it is empty or the column is not there."""
+    cell = row.get(column)
+    if cell is None or cell == "":
+        return None
+    try:
+        value = float("nan") if isinstance(cell, bool) else float(cell)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not math.isfinite(value):
+        raise _UnusableError(f"{column} {cell!r}: write seconds as a number, or leave it empty")
+    return value

@@ -1,0 +1,97 @@
+"""Files written so that a kill or a full disk never leaves half of one under its final name.
+
+Write beside the target, flush to disk, rename: readers see the old content or the new, nothing between. A kill leaves at
+most a `*.tmp-<pid>-<n>` file, which the next writer of the same folder may delete.
+"""
+
+import errno
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mochi_lora.errors import UserError
+
+_counter = itertools.count()
+_HASH_BLOCK = 1 << 20
+
+
+@contextmanager
+def out_of_space_named(path: Path) -> Iterator[None]:
+    """Turn "no space left on device" into a `UserError` that names `path`; every other error passes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                f"{path}: the disk is full; free some space or move the folder, then run the command again"
+            ) from error
+        raise
+
+
+class DiskFullError(UserError):
+    """No space left. Never swallowed by a per-clip boundary: the next clip would fail as well."""
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write(temporary)` and rename the result to `path`; on any failure the temporary file is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{next(_counter)}")
+    with out_of_space_named(path):
+        try:
+            write(temporary)
+            sync_to_disk(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_to_disk(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`text` as UTF-8 under `path`, atomically."""
+    write_atomic(path, lambda temporary: _write_text(temporary, text))
+
+
+def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - JSON is any
+    """`content` as indented JSON under `path`, atomically."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSONL file; a last line cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    complete = lines[:-1]  # what follows the last newline is empty, or torn
+    return [json.loads(line) for line in complete if line]
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of the file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_of(content: Any) -> str:  # noqa: ANN401 - JSON is any
+    """Hexadecimal SHA-256 of `content` as canonical JSON (sorted keys)."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def sync_to_disk(path: Path) -> None:
+    """Force a file or a folder entry to disk, so that the rename cannot overtake the content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

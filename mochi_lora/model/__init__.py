@@ -1,0 +1,1 @@
+"""Mochi's parts: flow, transformer, VAE, text encoder, adapter."""

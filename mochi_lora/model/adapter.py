@@ -1,0 +1,175 @@
+"""The LoRA: which linears it hits, how it is attached, and how it gets on and off a transformer.
+
+Files are `model.adapter_file`'s; here an adapter is tensors plus PEFT's own `LoraConfig`.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import MochiTransformer3DModel
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
+
+from mochi_lora.config.schema import AdapterConfig
+from mochi_lora.errors import UserError
+from mochi_lora.streams import Purpose, stream
+
+_VISUAL = r"attn1\.(to_q|to_k|to_v|to_out\.0)"
+_TEXT = r"attn1\.(add_q_proj|add_k_proj|add_v_proj|to_add_out)"
+_MLP = r"(ff|ff_context)\.net\.(0\.proj|2)"
+PRESETS = {
+    "visual_attention": _VISUAL,
+    "joint_attention": f"{_VISUAL}|{_TEXT}",
+    "joint_attention_mlp": f"{_VISUAL}|{_TEXT}|{_MLP}",
+}
+TRAINED = "default"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA factors and the configuration they need to mean anything (alpha above all)."""
+
+    tensors: dict[str, torch.Tensor]  # `transformer_blocks.0.attn1.to_q.lora_A.weight` -> float32 on the CPU
+    config: dict[str, Any]  # PEFT's LoraConfig as a dictionary
+
+
+def target_pattern(targets: str, blocks: int) -> str:
+    """Full-match regular expression of adapted module names.
+
+    Anchored to the blocks: a suffix list like `to_q` also hits `time_embed.pooler.to_q`. The last block's `add_q_proj` is
+    left out because its output is discarded, so it never gets a gradient.
+    """
+    inside = PRESETS.get(targets, targets)
+    try:
+        re.compile(inside)
+    except re.error as error:
+        message = f"adapter.targets: {targets!r} is no regular expression ({error}); presets are {', '.join(PRESETS)}"
+        raise UserError(message) from error
+    return rf"transformer_blocks\.(?!{blocks - 1}\.attn1\.add_q_proj$)\d+\.({inside})"
+
+
+def lora_config(settings: AdapterConfig, blocks: int) -> LoraConfig:
+    """PEFT's configuration of the adapter to be trained."""
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=target_pattern(settings.targets, blocks),
+        use_rslora=settings.rslora,
+        use_dora=settings.dora,
+    )
+
+
+def attach(transformer: MochiTransformer3DModel, settings: AdapterConfig, seed: int) -> dict[str, nn.Parameter]:
+    """Add a fresh adapter; returns its trainable float32 parameters by name, in a fixed order.
+
+    A is uniform in +-1/sqrt(fan_in) (PEFT's Kaiming default) drawn from our own stream, so that every rank and every
+    device starts from the same values; B is zero. Raises UserError if the targets match nothing.
+    """
+    config = lora_config(settings, len(transformer.transformer_blocks))
+    _require_match(transformer, settings.targets, str(config.target_modules))
+    transformer.add_adapter(config, TRAINED)
+    parameters = trainable(transformer)
+    generator = stream(seed, Purpose.ADAPTER)
+    for name, parameter in parameters.items():
+        if ".lora_A." in name:
+            bound = 1 / math.sqrt(parameter.shape[1])
+            values = generator.uniform(-bound, bound, parameter.shape).astype("float32")
+            parameter.data.copy_(torch.from_numpy(values))
+    return parameters
+
+
+def trainable(transformer: MochiTransformer3DModel) -> dict[str, nn.Parameter]:
+    """The adapter's parameters, sorted by name, made float32: in bf16 an Adam step at 1e-5 changes almost nothing."""
+    found = {name: parameter for name, parameter in transformer.named_parameters() if parameter.requires_grad}
+    for parameter in found.values():
+        parameter.data = parameter.data.float()
+    return dict(sorted(found.items()))
+
+
+def _linears(transformer: MochiTransformer3DModel) -> list[str]:
+    return [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+
+
+def _require_match(transformer: MochiTransformer3DModel, targets: str, pattern: str) -> None:
+    linears = _linears(transformer)
+    if any(re.fullmatch(pattern, name) for name in linears):
+        return
+    inside = sorted({name.split(".", 2)[2] for name in linears if name.startswith("transformer_blocks.0.")})
+    message = f"adapter.targets: {targets!r} matches no linear inside the blocks; they are {', '.join(inside)}"
+    raise UserError(message)
+
+
+def current(transformer: MochiTransformer3DModel) -> Adapter:
+    """The trained adapter as it stands, copied to the CPU."""
+    state = get_peft_model_state_dict(transformer, adapter_name=TRAINED)
+    tensors = {name: tensor.detach().float().cpu().clone() for name, tensor in sorted(state.items())}
+    return Adapter(tensors, plain_config(transformer.peft_config[TRAINED]))
+
+
+def plain_config(config: LoraConfig) -> dict[str, Any]:
+    """PEFT's configuration as JSON-ready values."""
+    content = {key: value for key, value in config.to_dict().items() if value is not None}
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in content.items()}
+
+
+def put(transformer: MochiTransformer3DModel, adapter: Adapter, name: str) -> None:
+    """Add `adapter` under `name`. Raises UserError unless every tensor finds its place and every place its tensor."""
+    known = LoraConfig.__dataclass_fields__
+    config = LoraConfig(**{key: value for key, value in adapter.config.items() if key in known})
+    prefixes = {re.sub(r"\.lora_\w+.*$", "", key) for key in adapter.tensors}
+    linears = set(_linears(transformer))
+    if strangers := sorted(prefixes - linears):
+        message = f"adapter {name}: {len(strangers)} of {len(prefixes)} modules are not in this model ({strangers[0]}, ...)"
+        raise UserError(f"{message}; it was made for another architecture")
+    transformer.add_adapter(config, name)
+    load_into(transformer, adapter.tensors, name)
+
+
+def require_same_scale(transformer: MochiTransformer3DModel, adapter: Adapter, path: Path) -> None:
+    """Raises UserError unless a starting adapter means the same as the one attached: rank, alpha, rslora and dora."""
+    now = plain_config(transformer.peft_config[TRAINED])
+    names = {"r": "rank", "lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora"}
+    for key, setting in names.items():
+        stored = adapter.config.get(key, False)
+        if stored != now[key]:
+            message = f"adapter.init_adapter: {path} has {setting} {stored}, this configuration {now[key]}"
+            raise UserError(f"{message}; set adapter.{setting}: {stored}")
+
+
+def load_into(transformer: MochiTransformer3DModel, tensors: dict[str, torch.Tensor], name: str) -> None:
+    """Copy `tensors` into the adapter `name` that is already there; shapes and names must fit exactly."""
+    expected = get_peft_model_state_dict(transformer, adapter_name=name)
+    if missing := sorted(set(expected) ^ set(tensors)):
+        message = f"adapter {name}: {len(missing)} tensors differ from what its rank and targets ask for ({missing[0]}, ...)"
+        raise UserError(message)
+    for key, tensor in tensors.items():
+        if tensor.shape != expected[key].shape:
+            message = f"adapter {name}: {key} has shape {tuple(tensor.shape)}, this model needs {tuple(expected[key].shape)}"
+            raise UserError(f"{message}; it was made for another rank or architecture")
+    set_peft_model_state_dict(transformer, tensors, adapter_name=name)
+    for module_name, parameter in transformer.named_parameters():
+        if ".lora_" in module_name:
+            parameter.data = parameter.data.float()
+
+
+@contextmanager
+def strengths(transformer: MochiTransformer3DModel, names: Sequence[str], weights: Sequence[float]) -> Iterator[None]:
+    """Run with each named adapter at its strength. Strength 0 leaves it out: adding zeros moves a float by a rounding."""
+    active = [(name, weight) for name, weight in zip(names, weights, strict=True) if weight != 0]
+    if active:
+        transformer.set_adapters([name for name, _ in active], [weight for _, weight in active])
+        transformer.enable_adapters()
+    elif getattr(transformer, "peft_config", None):
+        transformer.disable_adapters()
+    try:
+        yield
+    finally:
+        if getattr(transformer, "peft_config", None):
+            transformer.enable_adapters()

@@ -1,0 +1,105 @@
+"""The velocity model: latents, sigma and text in, velocity out. The one place that flips time.
+
+Shape legend: B = samples, C = 12 channels, T = latent frames, H, W = latent cells, L = padded text tokens, D = T5 width.
+
+The forward pass is our own composition of `MochiTransformer3DModel`'s parts (same arithmetic as diffusers 0.42.1
+`transformer_mochi.py`, proven by golden data), because blocks must be wrapped in one place, valid text lengths must stay
+on the host, and time must stay float32: stock rounds it to the latents' dtype (998 becomes 1000 in bf16).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import MochiTransformer3DModel
+from torch import nn
+
+from mochi_lora.data.samples import TextEmbedding
+from mochi_lora.model.attention import install_attention
+from mochi_lora.model.blocks import RotaryTables, wrap_block
+from mochi_lora.model.plan import Plan
+
+_TIME_SCALE = 1000.0
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Captions of a batch, padded to the longest; lengths stay on the host so that no kernel waits for them."""
+
+    tokens: torch.Tensor  # [B, L, D] float32, L >= 1; rows beyond a sample's length are zero
+    lengths: tuple[int, ...]  # valid tokens per sample; 0 is the null prompt
+
+    @classmethod
+    def collate(cls, embeddings: list[TextEmbedding]) -> "TextBatch":
+        """Pad to the longest caption. At least one (masked) token: the text stream cannot be empty."""
+        longest = max(1, *(embedding.length for embedding in embeddings))
+        tokens = torch.zeros(len(embeddings), longest, embeddings[0].tokens.shape[1])
+        for row, embedding in zip(tokens, embeddings, strict=True):
+            row[: embedding.length] = embedding.tokens
+        return cls(tokens, tuple(embedding.length for embedding in embeddings))
+
+    def to(self, device: torch.device) -> "TextBatch":
+        """The same text on `device`; the copy does not wait if the source is pinned."""
+        return TextBatch(self.tokens.to(device, non_blocking=True), self.lengths)
+
+
+def timestep_of(sigma: torch.Tensor) -> torch.Tensor:
+    """What the transformer is told: (1 - sigma) * 1000 in float32, so 0 is pure noise and 1000 is data.
+
+    Source: genmoai/mochi @0c86aeb `asymm_models_joint.py:645`.
+    """
+    assert sigma.dtype == torch.float32, f"sigma must be float32, got {sigma.dtype}"
+    return (1.0 - sigma) * _TIME_SCALE
+
+
+class VelocityModel(nn.Module):
+    """`MochiTransformer3DModel` behind one call; the module that training wraps and sampling borrows."""
+
+    def __init__(self, transformer: MochiTransformer3DModel, plan: Plan) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.plan = plan
+        install_attention(transformer, plan.attention)
+        self._blocks = [wrap_block(block, plan.checkpointing) for block in transformer.transformer_blocks]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.transformer.proj_out.weight.device
+
+    def forward(self, latents: torch.Tensor, sigma: torch.Tensor, text: TextBatch) -> torch.Tensor:
+        """Velocity (clean - noise) of normalised `latents` [B, C, T, H, W] float32 at `sigma` [B] float32; float32."""
+        assert latents.dtype == torch.float32, f"latents must be float32, got {latents.dtype}"
+        with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.plan.precision == "bf16"):
+            return self._velocity(latents, timestep_of(sigma), text).float()
+
+    def _velocity(self, latents: torch.Tensor, timestep: torch.Tensor, text: TextBatch) -> torch.Tensor:
+        model = self.transformer
+        batch, _, frames, height, width = latents.shape
+        patch = model.config.patch_size
+        conditioning, stream = self._condition(timestep, text)
+        visual = latents.permute(0, 2, 1, 3, 4).flatten(0, 1)
+        visual = model.patch_embed(visual).unflatten(0, (batch, frames)).flatten(1, 2)
+        rotary = self._rotary_tables(frames, height // patch, width // patch)
+        stream = stream.to(visual.dtype)
+        for block in self._blocks:
+            visual, stream = block(visual, stream, conditioning, text.lengths, rotary)
+        patches = model.proj_out(model.norm_out(visual, conditioning))
+        patches = patches.reshape(batch, frames, height // patch, width // patch, patch, patch, -1)
+        return patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, -1, frames, height, width)
+
+    def _condition(self, timestep: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Conditioning vector [B, width] and text stream [B, L, text width]."""
+        embed = self.transformer.time_embed
+        positions = torch.arange(text.tokens.shape[1])
+        mask = positions < torch.tensor(text.lengths).unsqueeze(1)  # built on the host: no synchronisation
+        mask = mask.to(text.tokens.device, non_blocking=True)
+        time = embed.timestep_embedder(embed.time_proj(timestep))
+        return time + embed.pooler(text.tokens, mask), embed.caption_proj(text.tokens)
+
+    def _rotary_tables(self, frames: int, height: int, width: int) -> RotaryTables:
+        """(cos, sin) [visual tokens, heads, head size / 2] float32: once per forward, outside the blocks."""
+        frequencies = self.transformer.pos_frequencies
+        positions = self.transformer.rope._get_positions(frames, height, width, frequencies.device, torch.float32)
+        with torch.autocast(frequencies.device.type, enabled=False):
+            angles = torch.einsum("nd,dhf->nhf", positions, frequencies.float())
+        return angles.cos(), angles.sin()

@@ -1,0 +1,140 @@
+"""A run's full state on disk: a named dictionary, written whole or not at all, checked before it is believed.
+
+    <run>/checkpoints/step-000200/<name>.safetensors   a dictionary of tensors
+                                  <name>.pt            a nested state dictionary (the optimiser's), read with weights_only
+                                  <name>.json          plain values
+                                  manifest.json        step, schema, SHA-256 of every file
+
+Base weights are not in it. A kill leaves at most a `*.tmp-*` folder, removed at the next start.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from mochi_lora.console import console
+from mochi_lora.errors import DamagedFileError
+from mochi_lora.files import out_of_space_named, sha256_of_file, sync_to_disk, write_json
+
+SCHEMA = 1
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One state as read back."""
+
+    step: int
+    state: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
+    """Write `state` as `folder/step-<step>`, then delete all but the newest `keep`. Returns the path."""
+    target = folder / f"step-{step:06d}"
+    temporary = folder / f"{target.name}.tmp-{os.getpid()}"
+    temporary.mkdir(parents=True)
+    with out_of_space_named(target):
+        try:
+            for name, content in state.items():
+                _write(temporary, name, content)
+            hashes = {path.name: sha256_of_file(path) for path in sorted(temporary.iterdir())}
+            write_json(temporary / _MANIFEST, {"schema": SCHEMA, "step": step, "files": hashes})
+            _publish(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    for _, old in _steps(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest state whose checksums hold; damaged newer ones are named on the console.
+
+    None when there is no checkpoint at all. Raises DamagedFileError when there are some and none is whole.
+    """
+    steps = _steps(folder)
+    for step, path in reversed(steps):
+        try:
+            _verify(path)
+        except DamagedFileError as error:
+            console.print(f"[yellow]{error}; trying the checkpoint before it[/yellow]")
+            continue
+        return Checkpoint(step, {file.stem: _read(file) for file in sorted(path.iterdir()) if file.name != _MANIFEST})
+    if steps:
+        message = f"{folder}: none of its {len(steps)} checkpoints is whole; start over with --fresh"
+        raise DamagedFileError(message)
+    return None
+
+
+def _steps(folder: Path) -> list[tuple[int, Path]]:
+    if not folder.is_dir():
+        return []
+    found = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in folder.iterdir())
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def remove_torn(folder: Path) -> None:
+    """Delete what a kill left half-written; one process only, before any of them reads."""
+    if folder.is_dir():
+        for path in folder.glob("step-*.tmp-*"):
+            shutil.rmtree(path)
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    """Flush, rename. A damaged checkpoint of the same step (we resumed before it) makes room first."""
+    for path in temporary.iterdir():
+        sync_to_disk(path)
+    if target.exists():
+        shutil.rmtree(target)
+    temporary.rename(target)
+    sync_to_disk(target.parent)
+
+
+def _write(folder: Path, name: str, content: Mapping[str, Any]) -> None:
+    if content and all(isinstance(value, torch.Tensor) for value in content.values()):
+        save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, folder / f"{name}.safetensors")
+    elif _holds_tensor(content):
+        torch.save(content, folder / f"{name}.pt")
+    else:
+        write_json(folder / f"{name}.json", content)
+
+
+def _holds_tensor(content: object) -> bool:
+    if isinstance(content, Mapping):
+        return any(_holds_tensor(value) for value in content.values())
+    if isinstance(content, list | tuple):
+        return any(_holds_tensor(value) for value in content)
+    return isinstance(content, torch.Tensor)
+
+
+def _read(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix == ".pt":
+        return torch.load(path, map_location="cpu", weights_only=True)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _verify(path: Path) -> None:
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+    except (OSError, ValueError, KeyError) as error:
+        message = f"{path}: damaged checkpoint (no readable manifest: {error})"
+        raise DamagedFileError(message) from error
+    if manifest["schema"] != SCHEMA:
+        message = f"{path}: checkpoint schema {manifest['schema']}, this version reads {SCHEMA}"
+        raise DamagedFileError(message)
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file() or sha256_of_file(file) != expected:
+            message = f"{path}: damaged checkpoint ({name} does not match its checksum)"
+            raise DamagedFileError(message)

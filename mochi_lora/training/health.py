@@ -1,0 +1,74 @@
+"""Non-finite loss or gradient: noticed on the device at once, read by the host at the next logging step, named."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from mochi_lora.errors import UserError
+from mochi_lora.files import write_atomic
+from mochi_lora.training.batches import Batch
+
+
+class NonFiniteError(UserError):
+    """Training stopped on NaN or infinity; the weights are those before the bad step."""
+
+
+@dataclass(frozen=True)
+class _Record:
+    step: int
+    batches: Sequence[Batch]
+    losses: torch.Tensor  # per-sample losses of this rank, on the device
+    finite: torch.Tensor
+
+
+class Health:
+    """A sticky flag: once a step is not finite, it and all later ones are gated until the host looks and stops."""
+
+    def __init__(self, device: torch.device, folder: Path, rank: int) -> None:
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self._folder = folder
+        self._rank = rank
+        self._records: deque[_Record] = deque()
+
+    def note(self, step: int, batches: Sequence[Batch], losses: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
+        """Add one step's verdict (bool on the device, agreed across ranks); returns the sticky flag. Does not wait."""
+        self.finite = self.finite & finite
+        self._records.append(_Record(step, batches, losses, finite))
+        return self.finite
+
+    def check(self) -> None:
+        """Wait for the device and forget the steps if all were finite. Raises NonFiniteError naming the first bad one."""
+        if bool(self.finite):
+            self._records.clear()
+            return
+        record = next(record for record in self._records if not bool(record.finite))
+        path = self._write_replay(record)
+        sigmas = [sigma for batch in record.batches for sigma in batch.sigmas]
+        clips = [clip for batch in record.batches for clip in batch.clips]
+        bad = [index for index, loss in enumerate(record.losses.tolist()) if not torch.isfinite(torch.tensor(loss))]
+        named = "; ".join(f"{clips[i]} at sigma {sigmas[i]:.4f}" for i in (bad or range(len(clips))))
+        where = "loss" if bad else "gradient (every loss of this rank is finite)"
+        message = (
+            f"non-finite {where} at step {record.step + 1}: {named}. The step was not applied and nothing was saved since the "
+            f"last checkpoint; the batch is in {path}. Look at the clip, lower train.learning_rate, or set engine.precision"
+        )
+        raise NonFiniteError(message)
+
+    def _write_replay(self, record: _Record) -> Path:
+        """All tensors of this rank's step, so that the failure can be run again outside the loop."""
+        tensors: dict[str, torch.Tensor] = {}
+        for index, batch in enumerate(record.batches):
+            named = {"clean": batch.clean, "noise": batch.noise, "sigma": batch.sigma, "text": batch.text.tokens}
+            tensors |= {f"micro{index}.{name}": tensor.cpu().contiguous() for name, tensor in named.items()}
+        header = {
+            "step": str(record.step + 1),
+            "clips": "\n".join(clip for batch in record.batches for clip in batch.clips),
+            "text_lengths": " ".join(str(length) for batch in record.batches for length in batch.text.lengths),
+        }
+        path = self._folder / f"non-finite-step-{record.step + 1:06d}-rank{self._rank}.safetensors"
+        write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+        return path

@@ -1,0 +1,141 @@
+"""The step and the loop. Knows no file format, no text encoder, no VAE, no pipeline and no tracker by name.
+
+What happens besides a step (logging, held-out loss, samples, checkpoints) is plugged in as callables by the composition
+root, `commands.train`.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from mochi_lora.config.schema import ObjectiveConfig, TrainConfig
+from mochi_lora.model.flow import interpolate, temporal_loss, velocity_loss, velocity_target
+from mochi_lora.streams import Purpose, stream
+from mochi_lora.training.average import MovingAverage
+from mochi_lora.training.batches import Batch
+from mochi_lora.training.health import Health
+from mochi_lora.training.optimizer import learning_rate, step_if_finite
+from mochi_lora.training.stopping import StopFlag
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What changes during training, and the settings that say how."""
+
+    accelerator: Accelerator
+    model: nn.Module  # VelocityModel, wrapped for this launch
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    average: MovingAverage | None
+    settings: TrainConfig
+    objective: ObjectiveConfig
+    seed: int
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimiser step as seen from the device; reading a value waits for it."""
+
+    loss: torch.Tensor  # mean over all samples of all ranks
+    gradient_norm: torch.Tensor  # before clipping
+    rate: float
+    tokens: int  # visual tokens of this rank
+
+
+class Event(Protocol):
+    """Something due every N steps; called with the number of completed steps on every rank."""
+
+    def __call__(self, done: int) -> None:
+        """Do it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Events:
+    """What the composition root plugs into the loop. None: never."""
+
+    log: Callable[[int, StepResult, float], None]  # (completed steps, last step's result, mean seconds per step)
+    validate: Event | None
+    sample: Event | None
+    checkpoint: Event
+    progress: Event
+
+
+def sample_losses(model: nn.Module, batch: Batch, objective: ObjectiveConfig) -> torch.Tensor:
+    """Loss of every sample, [B] float32 on the device: velocity error plus the optional temporal term."""
+    predicted = model(interpolate(batch.clean, batch.noise, batch.sigma), batch.sigma, batch.text)
+    target = velocity_target(batch.clean, batch.noise)
+    losses = velocity_loss(predicted, target)
+    if objective.temporal_weight:
+        losses = losses + objective.temporal_weight * temporal_loss(predicted, target, batch.anchor)
+    return losses
+
+
+def train_step(learner: Learner, health: Health, step: int, batches: Sequence[Batch]) -> StepResult:
+    """One optimiser step over this rank's micro-batches. No host-device synchronisation (fused AdamW)."""
+    accelerator = learner.accelerator
+    losses = []
+    for micro_step, batch in enumerate(batches):
+        _seed_dropout(learner.seed, step, accelerator.process_index, micro_step)
+        waits = micro_step < len(batches) - 1
+        with accelerator.no_sync(learner.model) if waits else contextlib.nullcontext():
+            loss = sample_losses(learner.model, batch.to(accelerator.device), learner.objective)
+            accelerator.backward(loss.mean() / len(batches))
+        losses.append(loss.detach())
+    own = torch.cat(losses)
+    mean = accelerator.reduce(own.mean(), "mean")
+    norm = accelerator.clip_grad_norm_(learner.parameters.values(), learner.settings.gradient_clip or float("inf"))
+    assert norm is not None
+    finite = health.note(step, batches, own, torch.isfinite(mean) & torch.isfinite(norm))
+    rate = learning_rate(learner.settings, step)
+    step_if_finite(learner.optimizer, finite, rate)
+    if learner.average is not None:
+        learner.average.update(step, finite)
+    learner.optimizer.zero_grad()
+    return StepResult(mean, norm, rate, sum(batch.tokens for batch in batches))
+
+
+def run_loop(
+    learner: Learner, health: Health, events: Events, batches: Iterator[tuple[int, list[Batch]]], stop: StopFlag
+) -> int:
+    """Train until the batches end or all ranks agree to stop; returns the number of completed steps."""
+    settings = learner.settings
+    done, timed, since = 0, 0, time.monotonic()
+    for step, micro_batches in batches:
+        result = train_step(learner, health, step, micro_batches)
+        done, timed = step + 1, timed + 1
+        last = done == settings.steps
+        events.progress(done)
+        stopping = stop.agreed()
+        saves = last or stopping or done % settings.checkpoint_every == 0
+        validates = events.validate is not None and _due(done, settings.validate_every, last=last)
+        samples = events.sample is not None and not stopping and _due(done, settings.sample_every, last=last)
+        if saves or validates or samples or done % settings.log_every == 0:
+            health.check()
+            events.log(done, result, (time.monotonic() - since) / timed)
+            if validates and events.validate:
+                events.validate(done)
+            if saves:
+                events.checkpoint(done)
+            if samples and events.sample:
+                events.sample(done)
+            timed, since = 0, time.monotonic()  # what was done besides training is not training time
+        if stopping:
+            break
+    return done
+
+
+def _due(done: int, every: int, *, last: bool) -> bool:
+    return every > 0 and (last or done % every == 0)
+
+
+def _seed_dropout(seed: int, step: int, rank: int, micro_step: int) -> None:
+    """Module dropout follows (seed, step, rank, micro-step), so that a resumed step drops what the lost one dropped."""
+    lane = rank * 2**32 + micro_step
+    torch.manual_seed(int(stream(seed, Purpose.MODULE, step, lane).integers(2**63)))

@@ -1,0 +1,197 @@
+"""The right frames, proven by the numbers burnt into them, from every container and at every rate."""
+
+import re
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from footage import H264, make_clip, numbered_frame, read_numbers, run_ffmpeg
+from PIL import Image
+
+from mochi_lora.data.decode import read_clip
+from mochi_lora.data.probe import ClipInfo, probe
+from mochi_lora.data.sources import ClipSource
+from mochi_lora.errors import ClipError
+from mochi_lora.spec import Bucket
+
+BUCKET = Bucket(37, 64, 128)
+VP9 = ("-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-b:v", "400k")
+MPEG2 = ("-c:v", "mpeg2video", "-q:v", "2", "-bf", "2")
+
+
+def _numbers(path: Path, bucket: Bucket = BUCKET, *, start: float = 0.0, end: float | None = None) -> list[int]:
+    source = ClipSource(path, "numbers", start, end)
+    clip = read_clip(source, probe(path), bucket)
+    assert clip.shape == (3, bucket.frames, bucket.height, bucket.width)
+    assert clip.dtype == torch.float32
+    assert clip.abs().max() <= 1
+    return read_numbers(clip)
+
+
+def _exact(rate: str, count: int, frames: int = 37) -> list[int]:
+    return [min(range(count), key=lambda i: (abs(i / Fraction(rate) - Fraction(k, 30)), i)) for k in range(frames)]
+
+
+@pytest.mark.parametrize("rate", ["24", "25", "30000/1001", "30", "50", "60"])
+def test_every_rate_gives_exactly_the_nearest_frames(tmp_path, rate):
+    frames = int(Fraction(rate) * 3 / 2)
+    assert _numbers(make_clip(tmp_path / "a.mp4", frames=frames, rate=rate)) == _exact(rate, frames)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mov", H264),
+        ("a.mkv", H264),
+        ("a.webm", VP9),
+        ("a.avi", ("-c:v", "mpeg4", "-q:v", "2")),
+        ("a.gif", ()),
+        ("a.mpg", MPEG2),
+        ("a.vob", (*MPEG2, "-f", "vob")),
+        ("a.ts", H264),
+        ("b.ts", MPEG2),
+        ("a.ogv", ("-c:v", "libtheora", "-q:v", "7")),
+        ("a.m2ts", (*H264, "-f", "mpegts", "-mpegts_m2ts_mode", "1")),
+    ],
+)
+def test_every_container_gives_exactly_the_frames_asked_for(tmp_path, name, codec):
+    """25 fps. On the MPEG streams decord is 12 to 36 frames off and repeats the tail, without an error."""
+    clip = make_clip(tmp_path / name, frames=90, rate="25", codec=codec)
+    assert _numbers(clip) == _exact("25", 90)
+    assert _numbers(clip, start=1.2) == [30 + index for index in _exact("25", 60)]
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.ts", H264), ("b.ts", MPEG2), ("a.mpg", MPEG2)])
+def test_decord_is_not_believed_where_it_recovers_frames(tmp_path, name, codec):
+    """On MPEG-2 in .ts it agrees about count and times and hands out other frames; only its own recovery count tells."""
+    clip = make_clip(tmp_path / name, frames=90, rate="25", codec=codec)
+    assert _numbers_by(clip, "decord") == _exact("25", 90)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_variable_rate_follows_the_time_stamps(tmp_path, name):
+    """Two of three frames kept, their times with them: each output shows the frame on screen nearest to its instant."""
+    clip = make_clip(tmp_path / name, frames=90, codec=(*H264, "-vf", "select='mod(n,3)'", "-fps_mode", "vfr"))
+    kept = [number for number in range(90) if number % 3]
+    expected = [min(kept, key=lambda number: (abs(number - kept[0] - k), number)) for k in range(37)]
+    assert _numbers(clip) == expected
+
+
+def test_a_range_shows_only_frames_inside_it(tmp_path):
+    clip = make_clip(tmp_path / "a.mp4", frames=90)
+    assert _numbers(clip, start=1.0, end=2.3) == list(range(30, 67))
+    with pytest.raises(ClipError, match=r"clip too short: has 1\.200 s"):
+        _numbers(clip, start=1.0, end=2.2)
+
+
+@pytest.mark.parametrize("turn", ["90", "180", "-90"])
+def test_rotation_is_applied_alike_by_both_backends(tmp_path, turn):
+    """Coded turned the other way round, so that only a rotation applied once, in the right sense, is readable."""
+    undo = {"90": "transpose=clock", "180": "hflip,vflip", "-90": "transpose=cclock"}[turn]
+    make_clip(tmp_path / "a.mp4", codec=(*H264, "-vf", undo))
+    run_ffmpeg("-display_rotation", turn, "-i", tmp_path / "a.mp4", "-c", "copy", tmp_path / "b.mov")
+    info = probe(tmp_path / "b.mov")
+    source = ClipSource(info.path, "numbers")
+    by_decord = read_clip(source, info, BUCKET)
+    assert info.backend == "decord"
+    assert read_numbers(by_decord) == list(range(37))
+    assert torch.equal(read_clip(source, replace(info, backend="pyav"), BUCKET), by_decord)
+
+
+def test_frames_hidden_by_an_edit_list_stay_hidden(tmp_path):
+    """decord counts them; the disagreement with the probe sends the clip to PyAV."""
+    make_clip(tmp_path / "whole.mp4", frames=60)
+    run_ffmpeg("-ss", "0.5", "-i", tmp_path / "whole.mp4", "-c", "copy", tmp_path / "cut.mp4")
+    assert _numbers(tmp_path / "cut.mp4") == list(range(15, 52))
+
+
+def test_a_file_that_starts_late_is_read_from_its_first_frame(tmp_path):
+    make_clip(tmp_path / "a.mp4")
+    run_ffmpeg("-itsoffset", "5", "-i", tmp_path / "a.mp4", "-c", "copy", tmp_path / "late.mkv")
+    assert probe(tmp_path / "late.mkv").origin == pytest.approx(5, abs=0.1)
+    assert _numbers(tmp_path / "late.mkv") == list(range(37))
+
+
+@pytest.mark.parametrize(("frames", "last"), [(48, 28), (48, 0)])
+def test_a_frozen_ending_is_refused(tmp_path, frames, last):
+    clip = make_clip(tmp_path / "a.mp4", frames=frames, last_number=last, codec=("-c:v", "libx264rgb", "-qp", "0"))
+    with pytest.raises(ClipError, match=rf"a\.mp4: the last {37 - last} frames are identical: a damaged or frozen ending"):
+        _numbers(clip)
+
+
+def test_a_short_stillness_and_repeats_from_rate_conversion_are_no_frozen_ending(tmp_path):
+    lossless = ("-c:v", "libx264rgb", "-qp", "0")
+    assert _numbers(make_clip(tmp_path / "a.mp4", frames=37, last_number=30, codec=lossless))[-7:] == [30] * 7
+    slow = make_clip(tmp_path / "b.mp4", frames=5, rate="3", codec=lossless)  # each frame shown ten times
+    assert _numbers(slow) == _exact("3", 5)
+
+
+def test_the_crop_is_centred_and_the_picture_not_stretched(tmp_path):
+    """64x128 into a square: the middle 64 columns, bits 2 to 5 of the number, fill the width."""
+    clip = make_clip(tmp_path / "a.mp4", frames=40)
+    square = read_clip(ClipSource(clip, "numbers"), probe(clip), Bucket(37, 64, 64))
+    whole = read_clip(ClipSource(clip, "numbers"), probe(clip), BUCKET)
+    torch.testing.assert_close(square, whole[..., 32:96])
+
+
+@pytest.mark.parametrize("backend", ["decord", "pyav"])
+def test_damage_in_the_middle_is_refused_or_read_right(tmp_path, backend):
+    """Random bytes over the picture data. Decoders would conceal it; whatever passes must be the true frames."""
+    clip = make_clip(tmp_path / "a.mp4", frames=48, codec=(*H264, "-movflags", "+faststart"))
+    content = bytearray(clip.read_bytes())
+    begin = content.index(b"mdat") + len(content) // 3
+    content[begin : begin + 1500] = np.random.default_rng(0).bytes(1500)
+    clip.write_bytes(content)
+    with pytest.raises(ClipError, match=r"a\.mp4: .*(cannot be decoded|cannot be read|damaged)"):
+        _numbers_by(clip, backend)
+
+
+def _numbers_by(path: Path, backend: str) -> list[int]:
+    info = replace(probe(path), backend=backend)
+    return read_numbers(read_clip(ClipSource(path, "numbers"), info, BUCKET))
+
+
+def test_a_file_cut_after_it_was_probed_is_refused(tmp_path):
+    """moov first, so that it opens: neither backend may hand out a short or repeated ending."""
+    clip = make_clip(tmp_path / "a.mp4", frames=90, codec=(*H264, "-movflags", "+faststart"))
+    info = probe(clip)
+    clip.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    source = ClipSource(clip, "numbers", start=1.7)
+    for backend in ("decord", "pyav"):
+        with pytest.raises(ClipError, match=r"a\.mp4: "):
+            read_clip(source, replace(info, backend=backend), BUCKET)
+
+
+def test_a_file_exchanged_after_it_was_probed_is_refused(tmp_path):
+    """Indices into the old file's frames would show other moments of the new one."""
+    info = probe(make_clip(tmp_path / "a.mp4", rate="30"))
+    make_clip(tmp_path / "a.mp4", rate="24")
+    with pytest.raises(ClipError, match=r"a\.mp4: frame 1 at 0\.033 s cannot be decoded"):
+        read_clip(ClipSource(info.path, "numbers"), info, BUCKET)
+
+
+def test_a_concealed_frame_is_never_handed_out(tmp_path):
+    """The stream ends inside frame N, which the decoder fills up; a clip that ends with frame N must not contain it."""
+    clip = make_clip(tmp_path / "a.ts", codec=("-vf", "noise=alls=60:allf=t", *H264))
+    info, content = probe(clip), clip.read_bytes()
+    clip.write_bytes(content[: len(content) // 2 // 188 * 188])
+    with pytest.raises(ClipError, match="is damaged") as refusal:
+        probe(clip)
+    damaged = int(re.search(r"frame (\d+) is damaged", str(refusal.value))[1])
+    with pytest.raises(ClipError, match=rf"frame {damaged} at .* cannot be decoded"):
+        read_clip(ClipSource(clip, "noise", start=(damaged - 6) / 30), info, Bucket(7, 64, 128))
+
+
+def test_an_image_is_read_upright_with_transparency_over_black(tmp_path):
+    picture = Image.fromarray(numbered_frame(77))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # stored upside down
+    picture.rotate(180).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    assert _numbers(tmp_path / "a.jpg", Bucket(1, 64, 128)) == [77]
+    clear = np.dstack([np.full((64, 128, 3), 255, np.uint8), np.zeros((64, 128), np.uint8)])
+    Image.fromarray(clear).save(tmp_path / "b.png")
+    info: ClipInfo = probe(tmp_path / "b.png")
+    assert (read_clip(ClipSource(info.path, "clear"), info, Bucket(1, 64, 128)) == -1).all()

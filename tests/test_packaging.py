@@ -1,0 +1,139 @@
+"""The wheel: it holds the package, installs into a clean environment, and works there without the checkout."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+# Name to install -> name to import, where they differ.
+IMPORTS = {"decord2": "decord", "pillow": "PIL", "pyyaml": "yaml", "protobuf": "google.protobuf"}
+
+
+def pinned() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.lower().replace("_", "-").split("==") for line in lines if line and not line.startswith("#"))
+
+
+def requirements() -> list[tuple[str, str]]:
+    """(name, lowest version) of everything pyproject.toml asks for, extras too."""
+    asked = [*PROJECT["dependencies"], *(text for extra in PROJECT["optional-dependencies"].values() for text in extra)]
+    split = [re.match(r"([A-Za-z0-9_-]+)(?:>=([\d.]+))?$", text) for text in asked if not text.startswith("mochi-lora[")]
+    assert all(split)
+    return [(match[1].lower().replace("_", "-"), match[2] or "0") for match in split]
+
+
+def as_numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def test_every_requirement_is_pinned_at_or_above_its_floor():
+    pins = pinned()
+    for name, floor in requirements():
+        assert name in pins, f"{name} is not in constraints.txt"
+        assert as_numbers(pins[name]) >= as_numbers(floor), name
+
+
+def test_every_pin_is_one_exact_public_version():
+    assert pinned()["torch"] == "2.13.0"
+    assert all(re.fullmatch(r"[0-9a-z.]+", version) for version in pinned().values())
+
+
+def test_what_does_not_import_beside_a_cpu_torch_is_never_asked_for():
+    asked = {name for name, _ in requirements()} | set(pinned())
+    assert not asked & {"torchvision", "torchcodec", "torchaudio"}
+
+
+def test_every_pip_call_of_the_makefile_is_constrained():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    calls = [line for line in text.splitlines() if re.search(r"\bpip\b", line) and not line.startswith("#")]
+    assert [line for line in calls if "pip install" in line and "-c constraints.txt" not in line and "@echo" not in line] == []
+    assert f"torch=={pinned()['torch']}" in text
+
+
+def test_everything_imported_is_asked_for():
+    """A package that only comes along with another can go with it."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "mochi_lora").rglob("*.py")]
+    imports = {alias.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imports |= {node.module for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    asked = {IMPORTS.get(name, name.replace("-", "_")).split(".")[0] for name, _ in requirements()}
+    assert {name.split(".")[0] for name in imports} - asked - {"mochi_lora"} <= sys.stdlib_module_names
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built from a copy of the sources: a build leaves folders behind."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    shutil.copytree(ROOT / "mochi_lora", source / "mochi_lora", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, source)
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "-w", str(folder)]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", str(source), *options], check=True)
+    (built,) = folder.glob("mochi_lora-*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def clean_python(wheel, tmp_path_factory):
+    """Interpreter of a new environment that holds the wheel, and sees the dependencies of this one but not its checkout."""
+    folder = tmp_path_factory.mktemp("clean")
+    venv.create(folder, with_pip=False, symlinks=True)
+    python = folder / "bin" / "python"
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    assert site.is_dir()
+    subprocess.run(
+        [sys.executable, "-m", "pip", f"--python={python}", "install", "--no-deps", "--no-index", "--quiet", str(wheel)],
+        check=True,
+    )
+    # A path line only makes the folder importable; .pth files inside it (an editable install's) are not followed.
+    (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
+    return python
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_module_and_nothing_else(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mochi_lora").rglob("*.py")} | {"mochi_lora/py.typed"}
+    assert {name for name in names if ".dist-info/" not in name} == expected
+    assert {"LICENSE", "NOTICE"} <= {Path(name).name for name in names}
+
+
+@pytest.mark.slow
+def test_the_wheel_works_in_a_clean_environment(clean_python, tmp_path):
+    program = clean_python.with_name("mochi-lora")
+    told = subprocess.run([program, "--help"], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    assert "sample" in told
+    (tmp_path / "mine.yaml").write_text(
+        subprocess.run([program, "config", "reference"], capture_output=True, text=True, check=True).stdout
+    )
+    shown = subprocess.run(
+        [program, "config", "show", "--config", "mine.yaml"], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert "learning_rate: 0.0001" in shown.stdout
+
+
+@pytest.mark.slow
+def test_every_module_and_dependency_imports_from_the_wheel_alone(clean_python, tmp_path):
+    modules = [path.relative_to(ROOT).with_suffix("").parts for path in sorted((ROOT / "mochi_lora").rglob("*.py"))]
+    names = [".".join(parts[:-1] if parts[-1] == "__init__" else parts) for parts in modules if parts[-1] != "__main__"]
+    asked = [re.split(r"[>=]", text)[0] for text in PROJECT["dependencies"]]
+    names += [IMPORTS.get(name, name.replace("-", "_")) for name in asked]
+    code = (
+        "import importlib as i, sys, mochi_lora; [i.import_module(name) for name in sys.argv[1:]]; print(mochi_lora.__file__)"
+    )
+    done = subprocess.run([clean_python, "-c", code, *names], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    where = Path(done.stdout.strip().splitlines()[-1])
+    assert where.is_relative_to(clean_python.parents[1])
+    assert not where.is_relative_to(ROOT)

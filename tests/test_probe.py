@@ -1,0 +1,176 @@
+"""What a file holds, and every kind that is refused by name."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from footage import H264, halved, make_clip, numbered_frame, run_ffmpeg
+from PIL import Image
+
+from mochi_lora.data.probe import probe
+from mochi_lora.errors import ClipError
+
+VP9 = ("-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-b:v", "400k")
+MPEG2 = ("-c:v", "mpeg2video", "-q:v", "2", "-bf", "2")
+M2TS = (*H264, "-f", "mpegts", "-mpegts_m2ts_mode", "1")
+THEORA = ("-c:v", "libtheora", "-q:v", "7")
+FASTSTART = (*H264, "-movflags", "+faststart")
+
+
+def _x264(parameters: str) -> tuple[str, ...]:
+    return (*H264, "-x264-params", parameters)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "backend"),
+    [
+        ("a.mp4", H264, "decord"),
+        ("a.mov", H264, "decord"),
+        ("a.mkv", H264, "decord"),
+        ("a.webm", VP9, "decord"),
+        ("a.avi", ("-c:v", "mpeg4", "-q:v", "2"), "decord"),
+        ("a.gif", (), "decord"),
+        ("a.mpg", MPEG2, "pyav"),
+        ("a.ts", H264, "pyav"),
+        ("a.vob", (*MPEG2, "-f", "vob"), "pyav"),
+        ("a.m2ts", M2TS, "pyav"),
+        ("a.ogv", THEORA, "pyav"),
+    ],
+)
+def test_every_container_gives_all_its_time_stamps(tmp_path, name, codec, backend):
+    info = probe(make_clip(tmp_path / name, frames=26, rate="25", codec=codec))
+    assert (info.width, info.height, info.rotation, info.backend, info.is_image) == (128, 64, 0, backend, False)
+    np.testing.assert_allclose(info.times, np.arange(26) / 25, atol=1e-3)
+    assert info.times[0] == 0.0
+    assert info.frame_seconds == pytest.approx(0.04)
+    assert info.duration == pytest.approx(26 / 25, abs=2e-3)
+
+
+def test_an_mpeg_stream_under_another_name_is_found_out(tmp_path):
+    clip = make_clip(tmp_path / "a.ts")
+    assert probe(clip.rename(tmp_path / "a.mp4")).backend == "pyav"
+
+
+def test_frames_hidden_by_an_edit_list_are_not_counted(tmp_path):
+    make_clip(tmp_path / "whole.mp4", frames=60, rate="25")
+    run_ffmpeg("-ss", "0.8", "-i", tmp_path / "whole.mp4", "-c", "copy", tmp_path / "cut.mp4")  # 0.8 s is no key frame
+    assert len(probe(tmp_path / "cut.mp4").times) == 40
+
+
+@pytest.mark.parametrize(("turn", "rotation", "size"), [(90, 90, (64, 128)), (180, 180, (128, 64)), (-90, 270, (64, 128))])
+def test_size_is_given_as_shown(tmp_path, turn, rotation, size):
+    make_clip(tmp_path / "a.mp4", frames=8)
+    run_ffmpeg("-display_rotation", str(turn), "-i", tmp_path / "a.mp4", "-c", "copy", tmp_path / "b.mov")
+    info = probe(tmp_path / "b.mov")
+    assert (info.rotation, (info.width, info.height)) == (rotation, size)
+
+
+def test_images_have_one_frame_and_are_measured_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.fromarray(numbered_frame(1)).save(tmp_path / "a.jpg", exif=exif)
+    info = probe(tmp_path / "a.jpg")
+    assert (info.width, info.height, info.times, info.is_image, info.duration) == (64, 128, (0.0,), True, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("codec", "reason"),
+    [
+        (_x264("transfer=smpte2084:colorprim=bt2020:colormatrix=bt2020nc"), r"HDR video \(PQ transfer\)"),
+        (_x264("transfer=arib-std-b67"), r"HDR video \(HLG transfer\)"),
+        (_x264("tff=1"), "interlaced video; deinterlace it first"),
+        ((*H264, "-vf", "setsar=4/3"), r"pixels are not square \(sample aspect ratio 4/3\)"),
+    ],
+)
+def test_material_that_would_be_read_wrongly_is_refused_by_name(tmp_path, codec, reason):
+    with pytest.raises(ClipError, match=rf"a\.mp4: {reason}"):
+        probe(make_clip(tmp_path / "a.mp4", frames=8, codec=codec))
+
+
+def test_the_rounding_of_scalers_does_not_make_a_clip_anamorphic(tmp_path):
+    assert probe(make_clip(tmp_path / "a.mp4", frames=8, codec=(*H264, "-vf", "setsar=640/639"))).width == 128
+
+
+def test_a_mirrored_clip_is_refused(tmp_path):
+    make_clip(tmp_path / "a.mp4", frames=8)
+    run_ffmpeg("-display_hflip", "-i", tmp_path / "a.mp4", "-c", "copy", tmp_path / "b.mov")
+    with pytest.raises(ClipError, match="shown mirrored"):
+        probe(tmp_path / "b.mov")
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "reason"),
+    [
+        ("a.mp4", FASTSTART, "the file is truncated"),
+        ("a.mp4", H264, "the file is truncated|cannot be read"),
+        ("a.mkv", H264, "the file is truncated"),
+        ("a.webm", VP9, "the file is truncated"),
+        ("a.avi", ("-c:v", "mpeg4"), "the file is truncated"),
+        ("a.gif", (), "the file is truncated"),
+        ("a.ts", H264, "the file is truncated"),
+        ("a.m2ts", M2TS, "the file is truncated"),
+        ("a.mpg", MPEG2, "the file is truncated"),
+        ("a.vob", (*MPEG2, "-f", "vob"), "the file is truncated"),
+        ("a.ogv", THEORA, "the file is truncated"),
+    ],
+)
+def test_half_a_file_is_refused_by_name(tmp_path, name, codec, reason):
+    half = halved(make_clip(tmp_path / name, codec=codec), tmp_path / f"half{Path(name).suffix}")
+    with pytest.raises(ClipError, match=rf"half\.\w+: .*({reason})"):
+        probe(half)
+
+
+def test_a_transport_stream_cut_inside_a_picture_is_refused(tmp_path):
+    """Cut between packets, which no length gives away: the decoder marks the half picture."""
+    whole = make_clip(tmp_path / "a.ts", codec=("-vf", "noise=alls=60:allf=t", *H264))
+    content = whole.read_bytes()
+    whole.write_bytes(content[: len(content) // 2 // 188 * 188])
+    with pytest.raises(ClipError, match=r"a\.ts: frame \d+ is damaged, as in a truncated file"):
+        probe(whole)
+
+
+def test_one_missing_byte_is_noticed(tmp_path):
+    whole = make_clip(tmp_path / "a.mkv")
+    whole.write_bytes(whole.read_bytes()[:-1])
+    with pytest.raises(ClipError, match="truncated"):
+        probe(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.mp4", b"", "the file is empty"),
+        ("a.mp4", b"just some text, renamed\n" * 50, "cannot be read as video or image"),
+        ("a.mkv", bytes(range(256)) * 64, "cannot be read as video or image"),
+        ("a.png", b"no picture", "cannot be read as video or image"),
+    ],
+)
+def test_what_is_no_video_is_refused(tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ClipError, match=rf"{name}: {reason}"):
+        probe(tmp_path / name)
+    with pytest.raises(ClipError, match="no such file"):
+        probe(tmp_path / "nowhere.mp4")
+
+
+def test_sound_without_pictures_is_refused(tmp_path):
+    run_ffmpeg("-f", "lavfi", "-i", "sine=d=1", tmp_path / "a.mp4")
+    with pytest.raises(ClipError, match="holds no video, only audio"):
+        probe(tmp_path / "a.mp4")
+
+
+def test_a_truncated_image_and_a_16_bit_one_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")
+    with pytest.raises(ClipError, match=r"half\.jpg: cannot be read .*truncated"):
+        probe(halved(tmp_path / "a.jpg", tmp_path / "half.jpg"))
+    Image.fromarray(rng.integers(0, 65536, (64, 64), dtype=np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ClipError, match=r"deep\.png: more than 8 bits per channel"):
+        probe(tmp_path / "deep.png")
+
+
+def test_time_stamps_out_of_order_are_refused(tmp_path):
+    """AVI stores no presentation times; with B-frames FFmpeg's guesses run backwards."""
+    clip = make_clip(tmp_path / "a.avi", codec=H264)
+    with pytest.raises(ClipError, match=r"a\.avi: its time stamps are missing or out of order; convert it"):
+        probe(clip)

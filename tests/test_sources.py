@@ -1,0 +1,175 @@
+"""What counts as a clip and what a bad caption or table says."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mochi_lora.data.sources import ClipSource, list_sources
+from mochi_lora.errors import UserError
+
+
+def _clip(path: Path, caption: str | bytes | None = "a clip") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"not looked into")
+    if caption is not None:
+        path.with_suffix(".txt").write_bytes(caption if isinstance(caption, bytes) else caption.encode())
+    return path
+
+
+def test_a_folder_is_searched_recursively_and_sorted(tmp_path):
+    later = _clip(tmp_path / "b.MP4", "  second\n")
+    deeper = _clip(tmp_path / "a" / "z.webm", "first")
+    image = _clip(tmp_path / "c.png", "third")
+    (tmp_path / "notes.md").write_text("no media")
+    sources, rejections = list_sources(tmp_path)
+    assert sources == [ClipSource(deeper, "first"), ClipSource(later, "second"), ClipSource(image, "third")]
+    assert rejections == []
+
+
+def test_hidden_files_are_no_clips(tmp_path):
+    kept = _clip(tmp_path / "a.mp4")
+    _clip(tmp_path / "._a.mp4")
+    _clip(tmp_path / ".extracted" / "b.mp4")
+    assert [source.path for source in list_sources(tmp_path)[0]] == [kept]
+
+
+def test_two_media_of_one_stem_share_their_caption(tmp_path):
+    _clip(tmp_path / "a.mp4", None)
+    _clip(tmp_path / "a.png", "both")
+    assert [source.caption for source in list_sources(tmp_path)[0]] == ["both", "both"]
+
+
+@pytest.mark.parametrize(
+    ("caption", "reason"),
+    [(None, "no caption: write one into"), (" \n", "is empty"), ("schön".encode("latin-1"), "not UTF-8 (byte 3)")],
+)
+def test_a_bad_caption_rejects_only_its_clip_and_names_both_files(tmp_path, caption, reason):
+    good = _clip(tmp_path / "good.mp4")
+    bad = _clip(tmp_path / "bad.mp4", caption)
+    sources, (rejection,) = list_sources(tmp_path)
+    assert [source.path for source in sources] == [good]
+    assert rejection.name == str(bad)
+    assert reason in rejection.reason
+    assert str(tmp_path / "bad.txt") in rejection.reason
+
+
+def test_a_byte_order_mark_is_not_part_of_the_caption(tmp_path):
+    _clip(tmp_path / "a.mp4", b"\xef\xbb\xbfa clip")
+    assert list_sources(tmp_path)[0][0].caption == "a clip"
+
+
+def test_a_missing_folder_and_one_without_media_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere does not exist; expected a folder"):
+        list_sources(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("no media")
+    with pytest.raises(UserError, match="no clips in"):
+        list_sources(tmp_path)
+    with pytest.raises(UserError, match=r"neither a \.csv nor a \.jsonl"):
+        list_sources(tmp_path / "notes.txt")
+
+
+def _csv(folder: Path, text: str) -> Path:
+    (folder / "table.csv").write_text(text, encoding="utf-8")
+    return folder / "table.csv"
+
+
+def test_a_csv_names_clips_relative_to_itself_with_ranges(tmp_path):
+    clip = _clip(tmp_path / "clips" / "a.mp4", None)
+    table = _csv(tmp_path, 'file_name,text,start,end,extra\nclips/a.mp4,"one, two",1.5,3,x\nclips/a.mp4,whole,,,\n')
+    sources, rejections = list_sources(table)
+    assert sources == [ClipSource(clip, "whole"), ClipSource(clip, "one, two", 1.5, 3.0)]
+    assert sources[1].name == f"{clip}@1.5s"
+    assert sources[0].name == str(clip)
+    assert rejections == []
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("gone.mp4,text,,", "no such file"),
+        ("a.mp4,,,", "caption is empty"),
+        (",text,,", "file_name is empty"),
+        ("a.doc,text,,", "not a video or image"),
+        ("a.mp4,text,soon,", "start 'soon': write seconds"),
+        ("a.mp4,text,nan,", "start 'nan': write seconds"),
+        ("a.mp4,text,3,2", "expected 0 <= start < end"),
+        ("a.mp4,text,-1,", "expected 0 <= start < end"),
+        ("a.png,text,1,2", "an image has no start"),
+        ("a.mp4", "caption is empty"),
+    ],
+)
+def test_a_bad_row_is_rejected_by_its_line(tmp_path, row, reason):
+    for name in ("a.mp4", "a.png"):
+        _clip(tmp_path / name, None)
+    sources, (rejection,) = list_sources(_csv(tmp_path, f"file_name,text,start,end\na.mp4,good,,\n{row}\n"))
+    assert [source.caption for source in sources] == ["good"]
+    assert "table.csv:3" in rejection.name
+    assert reason in rejection.reason
+
+
+def test_missing_columns_are_named_with_those_found(tmp_path):
+    with pytest.raises(UserError, match=r"no column file_name and text; found: caption, video\."):
+        list_sources(_csv(tmp_path, "video,caption\na.mp4,x\n"))
+    (tmp_path / "t.jsonl").write_text('{"file_name": "a.mp4", "caption": "x"}\n')
+    with pytest.raises(UserError, match=r"no column text; found: caption, file_name\."):
+        list_sources(tmp_path / "t.jsonl")
+    (tmp_path / "t.csv").write_bytes("file_name,text\na.mp4,sch\xf6n\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"t\.csv is not UTF-8"):
+        list_sources(tmp_path / "t.csv")
+
+
+def test_a_torn_jsonl_line_is_rejected_by_its_number(tmp_path):
+    clip = _clip(tmp_path / "a.mp4", None)
+    good = json.dumps({"file_name": "a.mp4", "text": "ein Hügel", "start": 1, "end": None})
+    (tmp_path / "t.jsonl").write_text(f'{good}\n\n{{"file_name": \n[1]\n', encoding="utf-8")
+    sources, rejections = list_sources(tmp_path / "t.jsonl")
+    assert sources == [ClipSource(clip, "ein Hügel", 1.0)]
+    assert [rejection.name.rsplit(":", 1)[1] for rejection in rejections] == ["3", "4"]
+
+
+def test_a_folder_with_metadata_is_read_as_its_table(tmp_path):
+    clip = _clip(tmp_path / "a.mp4", "beside it, not used")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.mp4", "text": "from the table"}\n')
+    assert list_sources(tmp_path)[0] == [ClipSource(clip, "from the table")]
+
+
+# In a process of its own: datasets opens a cache that the other tests have no use for.
+_SAVE = """
+import sys, datasets
+folder, clip = sys.argv[1:]
+features = datasets.Features({"video": datasets.Video(), "text": datasets.Value("string")})
+cells = [{"path": clip, "bytes": None}, {"path": "in/archive.mkv", "bytes": b"embedded"}, None]
+dataset = datasets.Dataset.from_dict({"video": cells, "text": ["by path", "by bytes", "none"]}, features=features)
+dataset.save_to_disk(folder + "/saved")
+datasets.DatasetDict(train=dataset).save_to_disk(folder + "/splits")
+dataset.rename_column("text", "caption").save_to_disk(folder + "/columns")
+datasets.Dataset.from_dict({"file_name": [clip], "text": ["by name"], "start": [1.5]}).save_to_disk(folder + "/names")
+"""
+
+
+def test_a_saved_datasets_folder_is_read_without_decoding_and_extracted_once(tmp_path):
+    clip = _clip(tmp_path / "a.mp4", None)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", _SAVE, str(tmp_path), str(clip)], check=True, env=environment, capture_output=True)
+    saved = tmp_path / "saved"
+    sources, (rejection,) = list_sources(saved)
+    by_caption = {source.caption: source.path for source in sources}
+    assert by_caption.keys() == {"by path", "by bytes"}
+    extracted = by_caption["by bytes"]
+    assert extracted.parent == saved / ".extracted"
+    assert extracted.suffix == ".mkv"
+    assert extracted.read_bytes() == b"embedded"
+    assert by_caption["by path"].read_bytes() == clip.read_bytes()  # save_to_disk embeds files
+    assert rejection.name.endswith("row 2")
+    written = extracted.stat().st_mtime_ns
+    assert list_sources(saved)[0] == sources
+    assert extracted.stat().st_mtime_ns == written
+    assert list_sources(tmp_path / "names") == ([ClipSource(clip, "by name", 1.5)], [])
+    with pytest.raises(UserError, match=r"holds several splits \(train\)"):
+        list_sources(tmp_path / "splits")
+    with pytest.raises(UserError, match=r"expected a column text .* found: video .*caption"):
+        list_sources(tmp_path / "columns")

@@ -1,0 +1,325 @@
+"""The VAE against Genmo's own outputs, against an independent encoder, and against the traps of the stock one."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLMochi
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from mochi_lora.errors import UserError
+from mochi_lora.model import vae as vae_room
+from mochi_lora.model.vae import MochiVae
+
+TAIL = Path(__file__).parent / "golden" / "vae_decoder_tail.safetensors"
+FULL_GOLDEN = os.environ.get("MOCHI_GOLDEN_DIR")
+CHANNELS = (32, 32, 32, 32)  # group norm has 32 groups: no fewer
+CPU = torch.device("cpu")
+
+
+def small_module() -> AutoencoderKLMochi:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = AutoencoderKLMochi(
+            encoder_block_out_channels=CHANNELS, decoder_block_out_channels=CHANNELS, layers_per_block=(1, 1, 1, 1, 1)
+        )
+        for name, weight in module.named_parameters():
+            if "norm" in name:  # as initialised, 1 and 0 would hide a swapped or forgotten affine
+                weight.data.add_(0.3 * torch.randn_like(weight))
+    return module
+
+
+def small_vae(*, precision: str = "fp32", tiling: bool = False) -> MochiVae:
+    return MochiVae(small_module(), precision=precision, tiling=tiling)
+
+
+def clip(frames: int, height: int = 32, width: int = 48) -> torch.Tensor:
+    return torch.rand(3, frames, height, width, generator=torch.Generator().manual_seed(frames)) * 2 - 1
+
+
+def latents(frames: int, height: int = 4, width: int = 6) -> torch.Tensor:
+    return torch.randn(12, frames, height, width, generator=torch.Generator().manual_seed(frames))
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+# --- decoder: Genmo's frame dropping ---
+
+
+def golden_tail() -> AutoencoderKLMochi:
+    """The kept half of the golden decoder as a VAE of its own: no layers before the first up-sampling, identity conv_in."""
+    widths = (32, 64, 96, 128)
+    module = AutoencoderKLMochi(
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        layers_per_block=(1, 1, 1, 0, 0),
+        latent_channels=128,
+    )
+    weights = {name: weight.float() for name, weight in load_file(TAIL).items() if name.startswith("decoder.")}
+    weights["decoder.conv_in.weight"] = torch.eye(128).view(128, 128, 1, 1, 1)
+    weights["decoder.conv_in.bias"] = torch.zeros(128)
+    module.decoder.load_state_dict({name.removeprefix("decoder."): weight for name, weight in weights.items()})
+    return module
+
+
+@pytest.mark.parametrize("case", ["case0", "case1", "case2"])
+def test_decoding_equals_genmos_where_stock_diffusers_does_not(case: str) -> None:
+    recorded = load_file(TAIL)
+    hidden, decoded = recorded[f"{case}.hidden"], recorded[f"{case}.decoded"].clamp(-1, 1)
+    module = golden_tail()
+    with torch.no_grad():
+        stock = module.decode(hidden[None]).sample[0].clamp(-1, 1)
+    ours = MochiVae(module, precision="fp32").decode(hidden)
+    torch.testing.assert_close(ours, decoded, atol=1e-5, rtol=1e-5)
+    assert stock.shape == decoded.shape
+    assert relative_error(stock, decoded) > 0.02
+
+
+@pytest.mark.skipif(FULL_GOLDEN is None, reason="MOCHI_GOLDEN_DIR is not set: the full golden VAE is 11 MB")
+@pytest.mark.parametrize("case", ["case0", "case1", "case2"])
+def test_encoding_and_decoding_equal_genmos_from_end_to_end(case: str) -> None:
+    folder = Path(str(FULL_GOLDEN))
+    with safe_open(folder / "vae_small_diffusers.safetensors", "pt") as file:
+        config = {name: value for name, value in json.loads(file.metadata()["config"]).items() if not name.startswith("_")}
+    module = AutoencoderKLMochi(**config)
+    weights = load_file(folder / "vae_small_diffusers.safetensors")
+    module.load_state_dict({name: weight.float() for name, weight in weights.items()})
+    vae, recorded = MochiVae(module, precision="fp32"), load_file(folder / "vae_cases.safetensors")
+    posterior = vae.encode(recorded[f"{case}.pixels"][0])
+    torch.testing.assert_close(posterior.mean, recorded[f"{case}.mean"][0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(posterior.logvar, recorded[f"{case}.logvar"][0], atol=1e-5, rtol=1e-5)
+    decoded = vae.decode(recorded[f"{case}.mean"][0])
+    torch.testing.assert_close(decoded, recorded[f"{case}.decoded"][0].clamp(-1, 1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("latent_frames", [1, 2, 3, 5])
+def test_every_latent_frame_count_gives_its_pixel_frames_and_back(latent_frames: int) -> None:
+    vae = small_vae()
+    pixels = vae.decode(latents(latent_frames, 2, 4))
+    assert pixels.shape == (3, 6 * (latent_frames - 1) + 1, 16, 32)
+    assert pixels.dtype == torch.float32
+    assert pixels.abs().max() <= 1
+    assert vae.encode(pixels).mean.shape == (12, latent_frames, 2, 4)
+
+
+def test_decoding_is_causal() -> None:
+    vae = small_vae()
+    long = latents(3)
+    torch.testing.assert_close(vae.decode(long)[:, :7], vae.decode(long[:, :2]), atol=1e-5, rtol=0)
+
+
+def test_each_tile_drops_frames_as_genmo_does() -> None:
+    wide = latents(2, 4, 34)  # a tile is 32 cells
+    tiled, whole = small_vae(tiling=True).decode(wide), small_vae().decode(wide)
+    first_tile = small_vae().decode(wide[..., :32])
+    assert tiled.shape == whole.shape == (3, 7, 32, 272)
+    torch.testing.assert_close(tiled[..., :192], first_tile[..., :192], atol=1e-6, rtol=0)
+    # Not tight: group norm sees the statistics of a tile instead of the frame's.
+    assert relative_error(tiled, whole) < 0.3
+
+
+# --- encoder ---
+
+
+def reference_moments(module: AutoencoderKLMochi, pixels: torch.Tensor) -> torch.Tensor:
+    """Genmo's encoder (`vae/models.py` @0c86aeb) written again over plain tensors: [3, F, H, W] -> [24, T, H/8, W/8]."""
+    weights = {name.removeprefix("encoder."): weight for name, weight in module.state_dict().items()}
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.linear(x.movedim(1, -1), weights[f"{name}.weight"], weights.get(f"{name}.bias")).movedim(-1, 1)
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        frames = [F.group_norm(x[:, :, t], 32, weights[f"{name}.weight"], weights[f"{name}.bias"]) for t in range(x.shape[2])]
+        return torch.stack(frames, 2)
+
+    def causal_conv(x: torch.Tensor, name: str, *, stride: int | tuple[int, ...], border: int) -> torch.Tensor:
+        kernel = weights[f"{name}.conv.weight"]
+        x = F.pad(x, (border, border, border, border, kernel.shape[2] - 1, 0), mode="replicate")
+        return F.conv3d(x, kernel, weights[f"{name}.conv.bias"], stride)
+
+    def residual(x: torch.Tensor, name: str) -> torch.Tensor:
+        h = causal_conv(F.silu(norm(x, f"{name}.norm1.norm_layer")), f"{name}.conv1", stride=1, border=1)
+        return x + causal_conv(F.silu(norm(h, f"{name}.norm2.norm_layer")), f"{name}.conv2", stride=1, border=1)
+
+    def attention(x: torch.Tensor, block: str) -> torch.Tensor:
+        h = norm(x, f"{block}.norms.0.norm_layer")
+        q, k, v = (linear(h, f"{block}.attentions.0.to_{part}") for part in "qkv")
+        if x.shape[2] > 1:  # one head of 32 channels; over time, at each cell for itself
+            q, k = F.normalize(q, dim=1), F.normalize(k, dim=1)
+            scores = torch.einsum("bcthw,bcshw->bhwts", q, k) / 32**0.5
+            future = torch.ones(x.shape[2], x.shape[2], dtype=torch.bool).triu(1)
+            v = torch.einsum("bhwts,bcshw->bcthw", scores.masked_fill(future, -torch.inf).softmax(-1), v)
+        return x + linear(v, f"{block}.attentions.0.to_out.0")
+
+    x = pixels[None]
+    waves = x.repeat_interleave(2, 1) * (2 * torch.pi * torch.tensor([64.0, 128.0] * 3).view(1, 6, 1, 1, 1))
+    x = residual(linear(torch.cat([x, waves.sin(), waves.cos()], 1), "proj_in"), "block_in.resnets.0")
+    for index, window in enumerate((1, 2, 3)):
+        block = f"down_blocks.{index}"
+        x = causal_conv(x, f"{block}.conv_in", stride=(window, 2, 2), border=0)
+        x = attention(residual(x, f"{block}.resnets.0"), block)
+    x = attention(residual(x, "block_out.resnets.0"), "block_out")
+    return linear(F.silu(norm(x, "norm_out.norm_layer")), "proj_out")[0]
+
+
+@pytest.mark.parametrize("frames", [1, 7, 13])
+def test_encoding_equals_an_independent_encoder(frames: int) -> None:
+    module = small_module()
+    expected = reference_moments(module, clip(frames))
+    posterior = MochiVae(module, precision="fp32").encode(clip(frames))
+    assert posterior.mean.shape == posterior.logvar.shape == (12, (frames - 1) // 6 + 1, 4, 6)
+    torch.testing.assert_close(torch.cat([posterior.mean, posterior.logvar]), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_log_variance_is_not_clamped() -> None:
+    module = small_module()
+    module.encoder.proj_out.weight.data.mul_(1000)
+    expected = reference_moments(module, clip(1))[12:]
+    logvar = MochiVae(module, precision="fp32").encode(clip(1)).logvar
+    assert logvar.min() < -30
+    assert logvar.max() > 20
+    torch.testing.assert_close(logvar, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_long_clip_is_cut_between_windows_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = small_vae().encode(clip(19)).mean
+    monkeypatch.setattr(vae_room, "_PART_ELEMENTS", 1)  # every window a part of its own
+    torch.testing.assert_close(small_vae().encode(clip(19)).mean, whole, atol=1e-5, rtol=0)
+
+
+def test_no_strided_convolution_is_left_to_upstreams_cutting() -> None:
+    """Upstream cuts above 2^30 elements, too many for a test: 164 frames in two parts, the second one frame off."""
+    strided = [module for module in small_vae()._module.modules() if getattr(module, "stride", (1,))[0] > 1]
+    assert [type(module) for module in strided] == [vae_room._WindowConv3d] * 2
+
+
+def test_tiling_leaves_encoding_alone() -> None:
+    pixels = clip(1, 32, 272)  # wider than a tile
+    plain, tiled = small_vae().encode(pixels), small_vae(tiling=True).encode(pixels)
+    assert torch.equal(plain.mean, tiled.mean)
+    assert torch.equal(plain.logvar, tiled.logvar)
+
+
+@pytest.mark.parametrize("shape", [(6, 32, 48), (8, 32, 48), (7, 40, 48), (7, 32, 40)])
+def test_shapes_whose_tail_would_vanish_are_refused(shape: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="Mochi takes"):
+        small_vae().encode(torch.zeros(3, *shape))
+
+
+# --- precision ---
+
+
+def test_pixels_that_were_bf16_are_refused() -> None:
+    with pytest.raises(AssertionError, match="float32"):
+        small_vae().encode(clip(1).bfloat16())
+    with pytest.raises(AssertionError, match="float32"):
+        small_vae().decode(latents(1).bfloat16())
+
+
+def test_bf16_computes_the_fourier_features_in_float32() -> None:
+    exact, fast = small_vae().encode(clip(7)).mean, small_vae(precision="bf16").encode(clip(7)).mean
+    rounded = small_vae().encode(clip(7).bfloat16().float()).mean
+    assert fast.dtype == torch.float32
+    assert 0 < relative_error(fast, exact) < 0.05
+    assert relative_error(rounded, exact) > 5 * relative_error(fast, exact), "the trap this guards against has gone"
+
+
+def test_bf16_really_runs_the_layers_in_bf16_over_float32_weights() -> None:
+    vae, seen = small_vae(precision="bf16"), []
+    vae._module.decoder.conv_in.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    decoded = vae.decode(latents(2))
+    assert seen == [torch.bfloat16]
+    assert decoded.dtype == torch.float32
+    assert {weight.dtype for weight in vae._module.parameters()} == {torch.float32}
+    assert relative_error(decoded, small_vae().decode(latents(2))) < 0.05
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fp32_means_no_tf32_and_the_switch_is_put_back(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    vae, seen = small_vae(precision=precision), []
+    vae._module.encoder.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    vae.encode(clip(1))
+    assert seen == [precision == "bf16"]
+    assert torch.backends.cudnn.allow_tf32
+
+
+# --- loading ---
+
+
+def saved(folder: Path, change: Callable[[dict[str, torch.Tensor]], object] = lambda _weights: None) -> Path:
+    """A vae folder as on the Hub, with fp16 weights; `change` may damage them first."""
+    module = small_module()
+    module.save_config(folder)
+    weights = {name: weight.half() for name, weight in module.state_dict().items()}
+    change(weights)
+    save_file(weights, folder / vae_room.WEIGHTS)
+    return folder
+
+
+def load(folder: Path) -> MochiVae:
+    return MochiVae.load(folder, device=CPU, precision="fp32")
+
+
+def test_a_loaded_vae_decodes_as_the_saved_one_and_draws_no_random_numbers(tmp_path: Path) -> None:
+    module = small_module()
+    module.load_state_dict({name: weight.half().float() for name, weight in module.state_dict().items()})
+    expected = MochiVae(module, precision="fp32").decode(latents(2))
+    folder, before = saved(tmp_path), torch.get_rng_state()
+    vae = load(folder)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(vae.decode(latents(2)), expected)
+    assert vae.device == CPU
+    assert not any(weight.requires_grad for weight in vae._module.parameters())
+
+
+def test_the_statistics_are_the_published_ones(tmp_path: Path) -> None:
+    stats = load(saved(tmp_path)).stats
+    assert len(stats.mean) == len(stats.std) == 12
+    assert stats.std[7] == 1.3720942357788521
+    assert stats.mean[0] == -0.06730895953510081
+    assert stats.scale == 1.0
+
+
+def test_a_missing_weight_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"1 weights are missing .* decoder\.proj_out\.weight"):
+        load(saved(tmp_path, lambda weights: weights.pop("decoder.proj_out.weight")))
+
+
+def test_a_weight_of_another_shape_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"another shape.* encoder\.proj_in\.weight"):
+        load(saved(tmp_path, lambda weights: weights.update({"encoder.proj_in.weight": torch.zeros(32, 14)})))
+
+
+def test_a_surplus_weight_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not the VAE's, the first is stranger"):
+        load(saved(tmp_path, lambda weights: weights.update(stranger=torch.zeros(1))))
+
+
+def test_a_truncated_file_is_refused_by_name(tmp_path: Path) -> None:
+    path = saved(tmp_path) / vae_room.WEIGHTS
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=f"{vae_room.WEIGHTS}: damaged"):
+        load(tmp_path)
+
+
+def test_folders_without_a_mochi_vae_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no config\.json"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
+    with pytest.raises(UserError, match="is a AutoencoderKL, expected AutoencoderKLMochi"):
+        load(tmp_path)
+    small_module().save_config(tmp_path)
+    with pytest.raises(UserError, match=f"{vae_room.WEIGHTS}: not there"):
+        load(tmp_path)
+    other = {**json.loads((tmp_path / "config.json").read_text()), "temporal_expansions": [1, 2, 2]}
+    (tmp_path / "config.json").write_text(json.dumps(other))
+    with pytest.raises(UserError, match=r"by \(4, 8\), not \(6, 8\)"):
+        load(tmp_path)
