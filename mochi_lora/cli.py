@@ -16,7 +16,7 @@ from mochi_lora.config.problems import ConfigError, near_settings
 from mochi_lora.config.reference import json_schema, reference_yaml
 from mochi_lora.config.requests import AdapterChoice, SampleRequest, read_prompts
 from mochi_lora.config.schema import Config
-from mochi_lora.console import errors
+from mochi_lora.console import errors, hush_libraries
 from mochi_lora.errors import UserError
 
 _OVERRIDE = re.compile(r"--\w+(\.\w+)+(=.*)?", re.DOTALL)
@@ -31,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
     except SystemExit as stop:  # argparse has said what it had to say
         return int(stop.code or 0)
     arguments.overrides = overrides
+    hush_libraries()
     try:
         _refuse_unknown(unknown)
         arguments.run(arguments)

@@ -1,5 +1,6 @@
 """What people see: one console, a progress bar with ETA, tables. Only the main process talks."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterable
@@ -9,22 +10,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 _is_main = int(os.environ.get("RANK", "0")) == 0
-# Logs (a pipe, CI) get wide lines: rich's guess of 80 columns would break paths in two.
-console = Console(quiet=not _is_main, soft_wrap=not sys.stdout.isatty(), highlight=False)
+# Logs (a pipe, CI) get wide lines: rich's guess of 80 columns would break paths and tables.
+_LOG_WIDTH = 160
+console = Console(quiet=not _is_main, soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else _LOG_WIDTH)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
+def hush_libraries() -> None:
+    """Silence one line that bitsandbytes logs on every import beside a CPU torch: an optional kernel it can do without."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
 def progress_bar(*extra: TextColumn) -> Progress:
-    """A bar with count, elapsed time and ETA; `extra` columns read fields given to `update`."""
+    """A bar with count, elapsed time, time left; `extra` columns, cut first on a narrow screen, read fields given to `update`."""
     columns = (
         TextColumn("[progress.description]{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
-        *extra,
-        TextColumn("elapsed"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        *extra,
     )
     return Progress(*columns, console=console, transient=False, refresh_per_second=2)
 

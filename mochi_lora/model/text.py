@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, cast
 
 import torch
 from transformers import BitsAndBytesConfig, T5EncoderModel, T5Tokenizer
+from transformers.utils import logging as transformers_logging
 
 from mochi_lora.data.samples import TextEmbedding
 from mochi_lora.errors import UserError
@@ -155,6 +156,7 @@ def _load_model(folder: Path, *, device: torch.device, precision: Precision) -> 
     options: dict[str, Any] = {"dtype": _DTYPES[precision], "local_files_only": True, "use_safetensors": True}
     if precision == "int8":
         options |= {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": {"": device}}
+    transformers_logging.disable_progress_bar()  # a second bar would tear ours
     try:
         model, report = T5EncoderModel.from_pretrained(folder, output_loading_info=True, **options)
     except (OSError, RuntimeError) as error:  # a missing shard; tensors of another shape

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLMochi, FlowMatchEulerDiscreteScheduler, MochiPipeline, MochiTransformer3DModel
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from transformers.utils import logging as transformers_logging
 
 from mochi_lora import spec
 from mochi_lora.errors import UserError
@@ -76,6 +77,7 @@ def build_tiny(folder: Path, *, seed: int = 0) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     try:
+        transformers_logging.disable_progress_bar()
         _pipeline(seed).save_pretrained(draft)
         write_json(draft / MARKER, _marker(seed))
         draft.replace(folder)

@@ -28,7 +28,7 @@ class TrainingLine:
 
     def show(self, loss: float, seconds_per_step: float, tokens_per_second: float) -> None:
         """New figures, with the GPU's peak memory where there is a GPU."""
-        figures = f"loss {loss:.4f}  {seconds_per_step:.2f} s/step  {tokens_per_second:,.0f} tok/s"
+        figures = f"loss {loss:.4f} {seconds_per_step:.2f} s/step {tokens_per_second:,.0f} tok/s"
         if torch.cuda.is_available():
-            figures += f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+            figures += f" {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
         self._bar.update(self._task, figures=figures)
