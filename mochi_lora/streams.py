@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     ADAPTER = 10
     SAMPLING = 11
     BOOTSTRAP = 12
+    WORLD = 13  # position = index of the scene
 
 
 def stream(seed: int, purpose: Purpose, position: int = 0, lane: int = 0) -> np.random.Generator:

@@ -74,7 +74,7 @@ def attach(transformer: MochiTransformer3DModel, settings: AdapterConfig, seed: 
     """
     config = lora_config(settings, len(transformer.transformer_blocks))
     _require_match(transformer, settings.targets, str(config.target_modules))
-    transformer.add_adapter(config, TRAINED)
+    _add(transformer, config, TRAINED)
     parameters = trainable(transformer)
     generator = stream(seed, Purpose.ADAPTER)
     for name, parameter in parameters.items():
@@ -93,8 +93,19 @@ def trainable(transformer: MochiTransformer3DModel) -> dict[str, nn.Parameter]:
     return dict(sorted(found.items()))
 
 
+def _add(transformer: MochiTransformer3DModel, config: LoraConfig, name: str) -> None:
+    """PEFT's `add_adapter` without its two surprises: it draws from torch's global generator (values that are overwritten
+    anyway), and its new layers are in training mode, so that a frozen model in evaluation mode would sample with dropout.
+    """
+    with torch.random.fork_rng(devices=[]):
+        transformer.add_adapter(config, name)
+    transformer.train(transformer.training)
+
+
 def _linears(transformer: MochiTransformer3DModel) -> list[str]:
-    return [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    """The base's linears under their own names: PEFT moves an adapted one to `<name>.base_layer`."""
+    linears = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    return [name.removesuffix(".base_layer") for name in linears if ".lora_" not in name]
 
 
 def _require_match(transformer: MochiTransformer3DModel, targets: str, pattern: str) -> None:
@@ -128,7 +139,7 @@ def put(transformer: MochiTransformer3DModel, adapter: Adapter, name: str) -> No
     if strangers := sorted(prefixes - linears):
         message = f"adapter {name}: {len(strangers)} of {len(prefixes)} modules are not in this model ({strangers[0]}, ...)"
         raise UserError(f"{message}; it was made for another architecture")
-    transformer.add_adapter(config, name)
+    _add(transformer, config, name)
     load_into(transformer, adapter.tensors, name)
 
 
@@ -161,7 +172,10 @@ def load_into(transformer: MochiTransformer3DModel, tensors: dict[str, torch.Ten
 
 @contextmanager
 def strengths(transformer: MochiTransformer3DModel, names: Sequence[str], weights: Sequence[float]) -> Iterator[None]:
-    """Run with each named adapter at its strength. Strength 0 leaves it out: adding zeros moves a float by a rounding."""
+    """Run with each named adapter at its strength; afterwards all of them are on, at strength 1.
+
+    Strength 0 leaves an adapter out: DoRA's magnitudes act even where the factors are scaled to zero.
+    """
     active = [(name, weight) for name, weight in zip(names, weights, strict=True) if weight != 0]
     if active:
         transformer.set_adapters([name for name, _ in active], [weight for _, weight in active])
@@ -171,5 +185,7 @@ def strengths(transformer: MochiTransformer3DModel, names: Sequence[str], weight
     try:
         yield
     finally:
+        if names:
+            transformer.set_adapters(list(names), [1.0] * len(names))
         if getattr(transformer, "peft_config", None):
             transformer.enable_adapters()

@@ -39,7 +39,7 @@ def save_adapter(path: Path, adapter: Adapter, provenance: dict[str, Any]) -> No
 def read_provenance(path: Path) -> dict[str, Any]:
     """What this project wrote about the adapter's origin; empty for files of other makers."""
     _, header = _read(path)
-    return json.loads(header.get(_OURS, "{}"))
+    return _entry(path, header, _OURS)
 
 
 def load_adapter(path: Path, *, assume_alpha_is_rank: bool = False) -> Adapter:
@@ -56,9 +56,9 @@ def load_adapter(path: Path, *, assume_alpha_is_rank: bool = False) -> Adapter:
     if strange or not ours:
         message = f"{path}: not a Mochi LoRA in diffusers' or Genmo's format; unknown tensor {min(strange, default='(none)')}"
         raise UserError(message)
-    if LORA_ADAPTER_METADATA_KEY in header:
-        stored = json.loads(header[LORA_ADAPTER_METADATA_KEY])
-        config = {key.removeprefix(_PREFIX): value for key, value in stored.items() if key.startswith(_PREFIX)}
+    stored = _entry(path, header, LORA_ADAPTER_METADATA_KEY)
+    config = {key.removeprefix(_PREFIX): value for key, value in stored.items() if key.startswith(_PREFIX)}
+    if "r" in config and "lora_alpha" in config:  # for what is not there PEFT has defaults, alpha 8 among them
         return Adapter(ours, config)
     if not assume_alpha_is_rank:
         message = (
@@ -82,6 +82,18 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise DamagedFileError(message) from error
 
 
+def _entry(path: Path, header: dict[str, str], key: str) -> dict[str, Any]:
+    """One JSON object of the header; empty where there is none."""
+    try:
+        content = json.loads(header.get(key, "{}"))
+    except json.JSONDecodeError:
+        content = None
+    if not isinstance(content, dict):
+        message = f"{path}: header entry `{key}` is not a JSON object; get or write the file again"
+        raise DamagedFileError(message)
+    return content
+
+
 def _config_by_rank(ranks: dict[str, int]) -> dict[str, Any]:
     """A LoraConfig with alpha = rank on each module: scale 1, whatever the mixture of ranks."""
     common = max(set(ranks.values()), key=list(ranks.values()).count)
@@ -98,12 +110,9 @@ def _config_by_rank(ranks: dict[str, int]) -> dict[str, Any]:
 def _from_genmo(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, str]) -> Adapter:
     """Genmo's file: A is shared by the fused q, k, v; alpha/rank is folded into B, so that every scale is 1.
 
-    Source: genmoai/mochi @0c86aeb `lora_layers.py`, `train.py`; a header without `kwargs` has no alpha and is refused.
+    Source: genmoai/mochi @0c86aeb `lora_layers.py`, `train.py`; without `kwargs` in its header it has no alpha and is refused.
     """
-    if "kwargs" not in header:
-        message = f"{path}: Genmo-format LoRA without its header entry `kwargs`, so its alpha is unknown"
-        raise UserError(f"{message}; save it again with Genmo's code")
-    kwargs = json.loads(header["kwargs"])
+    kwargs = _entry(path, header, "kwargs")
     depth = keymap.depth_of(list(tensors))
     factors: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}
@@ -115,8 +124,11 @@ def _from_genmo(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, 
         if factor == "lora_B":
             continue
         factor_a = tensor.float()
-        kind = "qkv" if ".qkv_" in module else "out"
-        scale = kwargs[f"{kind}_proj_lora_alpha"] / factor_a.shape[0]
+        alpha = "qkv_proj_lora_alpha" if ".qkv_" in module else "out_proj_lora_alpha"
+        if alpha not in kwargs:
+            message = f"{path}: Genmo-format LoRA whose header entry `kwargs` lacks {alpha}, so its strength is unknown"
+            raise UserError(f"{message}; save it again with Genmo's code")
+        scale = kwargs[alpha] / factor_a.shape[0]
         factor_b = tensors[f"{module}.lora_B"].float() * scale
         try:
             parts = keymap.lora_to_diffusers(module, factor_a, factor_b, depth)

@@ -25,11 +25,11 @@ def locate(base: str, revision: str | None, component: str) -> Path:
         message = f"model.base: {base} is neither a local folder nor a hub id (OWNER/NAME); check the path"
         raise UserError(message)
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - a local folder needs no hub client
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
 
     try:
         root = snapshot_download(base, revision=revision, allow_patterns=[f"{component}/*"], ignore_patterns=["*.bf16*"])
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         message = f"model.base: {base} could not be fetched from the hub ({error}); give a local folder, or check the network"
         raise UserError(message) from error
     return Path(root) / component
@@ -59,5 +59,4 @@ def fingerprint(folder: Path) -> str:
 def _offsets(size: int) -> list[int]:
     if size <= _CHUNK * _SAMPLES:
         return list(range(0, size, _CHUNK))
-    step = (size - _CHUNK) // (_SAMPLES - 1)
-    return [index * step for index in range(_SAMPLES)]
+    return [index * (size - _CHUNK) // (_SAMPLES - 1) for index in range(_SAMPLES)]  # first and last chunk included

@@ -150,6 +150,14 @@ def tokenise(tokenizer: Tokenizer, captions: Sequence[str]) -> list[Tokenised]:
     return found
 
 
+def refuse_foreign(prompts: Sequence[str], told: Sequence[Tokenised]) -> None:
+    """Raises UserError for a prompt of unknown tokens only: to T5 v1.1, any two Chinese prompts are the same."""
+    for prompt, item in zip(prompts, told, strict=True):
+        if item.unknown_share == 1:
+            message = f"prompt {prompt!r}: every token is unknown to T5 (it knows English); translate it"
+            raise UserError(message)
+
+
 def _load_model(folder: Path, *, device: torch.device, precision: Precision) -> T5EncoderModel:
     _require(folder, ("config.json",), "text_encoder")
     _require(folder, _WEIGHT_FILES, "text_encoder")

@@ -53,7 +53,7 @@ def load_transformer(source: Path, *, device: torch.device, precision: Precision
     shapes = {name: shape for path in files for name, shape in _shapes(path)}
     genmo = keymap.is_genmo(list(shapes))
     if source.is_dir():
-        config = MochiTransformer3DModel.load_config(source)
+        config = read_config(source)
     elif genmo:
         config = _genmo_config(source, shapes)
     else:
@@ -90,6 +90,15 @@ def random_transformer(
     return transformer.eval()
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Arguments of the transformer in a diffusers `transformer` folder. Raises UserError where none can be read."""
+    try:
+        return MochiTransformer3DModel.load_config(folder)
+    except OSError as error:
+        message = f"{folder}: no readable config.json; is the download complete?"
+        raise UserError(message) from error
+
+
 def _genmo_config(source: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     try:
         return keymap.config_of(shapes)
@@ -103,12 +112,19 @@ def _weight_files(folder: Path) -> list[Path]:
     for stem in (f"{_WEIGHTS}.safetensors", f"{_WEIGHTS}.bf16.safetensors"):
         index = folder / f"{stem}.index.json"
         if index.exists():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            return [folder / name for name in names]
+            return [folder / name for name in _shards(index)]
         if (folder / stem).exists():
             return [folder / stem]
     message = f"{folder}: no {_WEIGHTS}.safetensors and no {_WEIGHTS}.safetensors.index.json; is the download complete?"
     raise UserError(message)
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError) as error:
+        message = f"{index}: not a readable index with a weight_map; download it again"
+        raise DamagedFileError(message) from error
 
 
 def _open(path: Path) -> Any:  # noqa: ANN401 - safe_open has no public type

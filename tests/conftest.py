@@ -1,0 +1,52 @@
+"""Fixtures of the whole session."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_commands import EXAMPLES, settings
+
+from mochi_lora.cli import main
+from mochi_lora.model.plan import Plan
+from mochi_lora.model.tiny import build_tiny
+from mochi_lora.model.transformer import VelocityModel
+from mochi_lora.model.weights import load_transformer
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """Folder of a tiny Mochi. Tests read it; a test that wants to break something copies it first."""
+    return build_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def load_tiny(tiny: Path) -> Callable[..., VelocityModel]:
+    """Loads the tiny transformer as a velocity model, fresh at each call (20 ms)."""
+
+    def load(precision: str = "fp32", checkpointing: str = "none", attention: str = "auto") -> VelocityModel:
+        plan = Plan("cpu", precision, attention, checkpointing)
+        loaded = load_transformer(tiny / "transformer", device=torch.device("cpu"), precision=precision)
+        return VelocityModel(loaded.transformer, plan)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def small_clips(tmp_path_factory) -> Path:
+    """Folder of four captioned clips. Tests read it; a test that wants to change something copies it first."""
+    folder = tmp_path_factory.mktemp("footage") / "clips"
+    folder.mkdir()
+    for path in sorted(EXAMPLES.glob("0[1-4]_*")):
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoded(tiny: Path, small_clips: Path, tmp_path_factory) -> tuple[list[str], Path]:
+    """Those clips, encoded once: (the words after a command, the cache). Tests read the cache, or copy it first."""
+    cache = tmp_path_factory.mktemp("encoded") / "cache"
+    words = settings(tiny, small_clips, cache)
+    assert main(["encode", *words]) == 0
+    return words, cache
