@@ -17,12 +17,12 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def hush_libraries() -> None:
-    """Silence one line that bitsandbytes logs on every import beside a CPU torch: an optional kernel it can do without."""
+    """Silence what bitsandbytes logs on every import beside a CPU torch: an optional kernel it can do without."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def progress_bar(*extra: TextColumn) -> Progress:
-    """A bar with count, elapsed time, time left; `extra` columns, cut first on a narrow screen, read fields given to `update`."""
+    """A bar with count, elapsed time and time left; `extra` columns (cut first on a narrow screen) read fields of `update`."""
     columns = (
         TextColumn("[progress.description]{task.description}"),
         BarColumn(bar_width=16),

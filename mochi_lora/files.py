@@ -14,10 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from mochi_lora.errors import UserError
 
 _counter = itertools.count()
 _HASH_BLOCK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -25,12 +28,19 @@ def out_of_space_named(path: Path) -> Iterator[None]:
     """Turn "no space left on device" into a `UserError` that names `path`; every other error passes."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(
-                f"{path}: the disk is full; free some space or move the folder, then run the command again"
-            ) from error
-        raise
+    except (OSError, SafetensorError) as error:
+        if not _is_full(error):
+            raise
+        raise DiskFullError(
+            f"{path}: the disk is full; free some space or move the folder, then run the command again"
+        ) from error
+
+
+def _is_full(error: OSError | SafetensorError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    # safetensors keeps no errno; Rust's text for every error of the system ends in its number.
+    return any(f"(os error {number})" in str(error) for number in _FULL)
 
 
 class DiskFullError(UserError):

@@ -104,14 +104,17 @@ def test_a_run_resumed_from_its_checkpoint_goes_on_like_one_never_stopped(road, 
         torch.testing.assert_close(resumed[name], tensor, rtol=1e-3, atol=1e-6)
 
 
-def test_offloading_changes_no_frame(road, tmp_path):
+def test_offloading_changes_no_frame(road, tmp_path, monkeypatch):
+    """Compared before x264, which may write other bytes for the same frames."""
+    made = []
+    monkeypatch.setattr("mochi_lora.commands.sample.write_mp4", lambda _path, frames: made.append(frames))
     root, config = road
     if not (root / "run" / "adapter.safetensors").exists():
         assert main(["train", "--config", config]) == 0
     for name, offload in (("on", "true"), ("off", "false")):
         assert main(["sample", "--config", config, "--output", str(tmp_path / name), "--engine.cpu_offload", offload]) == 0
-    videos = [next((tmp_path / name).glob("*.mp4")).read_bytes() for name in ("on", "off")]
-    assert videos[0] == videos[1]
+    assert len(made) == 2
+    np.testing.assert_array_equal(made[0], made[1])
 
 
 @pytest.mark.parametrize("attention", ["auto", "cudnn", "flash", "efficient", "math"])

@@ -13,7 +13,7 @@ from mochi_lora.config.schema import Config
 ROOT = Path(__file__).parents[1]
 # A room imports only from its own stage and from earlier ones.
 STAGES = ("errors", "spec", "streams", "files", "console", "config", "data", "model", "training", "inference", "evaluation")
-STAGES += ("commands", "cli", "__main__")
+STAGES += ("tiny", "commands", "cli", "__main__")
 TORCH_FREE = ("errors", "spec", "streams", "files", "console", "config", "cli", "__main__")
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "wandb", "av", "decord", "bitsandbytes"}
 # The one broad `except`: a clip that fails never stops the others.

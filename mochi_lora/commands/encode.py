@@ -8,6 +8,7 @@ from functools import cache as once
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from rich.markup import escape
 
 from mochi_lora.commands.processes import LONG_WAIT_MINUTES, open_processes
 from mochi_lora.config.schema import Config
@@ -20,7 +21,7 @@ from mochi_lora.errors import UserError
 from mochi_lora.files import write_text
 from mochi_lora.model.base import fingerprint, locate
 from mochi_lora.model.flow import LatentStats
-from mochi_lora.model.text import TextEncoder, Tokenised, load_tokenizer, tokenise
+from mochi_lora.model.text import TextEncoder, Tokenised, load_tokenizer, refuse_foreign, tokenise
 from mochi_lora.model.vae import MochiVae
 from mochi_lora.spec import Bucket
 
@@ -42,7 +43,7 @@ def run(config: Config) -> None:
         _report(config, clips, [*rejections, *refused], tokenised)
         if clips:
             path = write_index(config.data, _index(config, clips, vae, text, stats))
-            console.print(f"index    {path}\nnext     accelerate launch train.py --config <the same file>")
+            console.print(f"index    {path}\nnext     accelerate launch train.py --config <the same file>", markup=False)
     if not clips:
         message = f"{config.data.clips}: no clip could be used; the table above says why for each"
         raise UserError(message)
@@ -87,8 +88,10 @@ def _encode_text(
     tokenizer_folder = locate(config.model.base, config.model.revision, "tokenizer")
     made_by = f"{fingerprint(base / 'text_encoder')}-{fingerprint(tokenizer_folder)}"
     identity = EncoderIdentity(made_by, config.encode.text_precision)
-    prompts = [*config.sample.prompts, config.sample.negative_prompt]
-    wanted = sorted({*captions, *(prompt.strip() for prompt in prompts)})
+    prompts = sorted({prompt.strip() for prompt in (*config.sample.prompts, config.sample.negative_prompt)})
+    tokenizer = load_tokenizer(tokenizer_folder)
+    refuse_foreign(prompts, tokenise(tokenizer, prompts))
+    wanted = sorted({*captions, *prompts})
     missing = [text for text in wanted if not cache.holds("text", text_key(text, identity))]
     mine = missing[processes.process_index :: processes.num_processes]
     if mine:
@@ -103,8 +106,7 @@ def _encode_text(
         del encoder
     _free(processes.device)
     processes.wait_for_everyone()
-    told = tokenise(load_tokenizer(tokenizer_folder), captions)
-    return dict(zip(captions, told, strict=True)), identity
+    return dict(zip(captions, tokenise(tokenizer, captions), strict=True)), identity
 
 
 def _index(config: Config, clips: list[EncodedClip], vae: EncoderIdentity, text: EncoderIdentity, stats: LatentStats) -> Index:
@@ -156,13 +158,13 @@ def _report(config: Config, clips: list[EncodedClip], rejections: list[Rejection
     _warn("captions cut at 256 tokens", clips, lambda item: item.truncated, tokenised)
     limit = config.encode.unknown_token_limit
     _warn(f"captions with more than {limit:.0%} unknown tokens", clips, lambda item: item.unknown_share > limit, tokenised)
-    console.print(f"report   {path}")
+    console.print(f"report   {path}", markup=False)
 
 
 def _warn(title: str, clips: list[EncodedClip], applies: Callable[[Tokenised], bool], tokenised: dict[str, Tokenised]) -> None:
     named = [clip.source.name for clip in clips if applies(tokenised[clip.source.caption.strip()])]
     if named:
-        console.print(f"[yellow]{len(named)} {title}:[/yellow] {', '.join(named)}")
+        console.print(f"[yellow]{len(named)} {title}:[/yellow] {escape(', '.join(named))}")
 
 
 def _free(device: torch.device) -> None:

@@ -8,6 +8,8 @@ from mochi_lora.data.index import Index
 from mochi_lora.errors import UserError
 from mochi_lora.model.base import fingerprint, locate
 
+BASE = "base model fingerprint"
+
 
 def run_identity(config: Config, index: Index, base_fingerprint: str, samples_per_step: int) -> dict[str, Any]:
     """Data, seed, base, adapter and objective, flat, by the name a person would look for."""
@@ -15,7 +17,7 @@ def run_identity(config: Config, index: Index, base_fingerprint: str, samples_pe
     objective = config.objective.model_dump(mode="json")
     return {
         "run.seed": config.run.seed,
-        "base model fingerprint": base_fingerprint,
+        BASE: base_fingerprint,
         "encoded data": index.digest(),
         "samples per step (batch_size x gradient_accumulation x processes)": samples_per_step,
         **{f"adapter.{key}": value for key, value in adapter.items()},

@@ -11,14 +11,29 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from mochi_lora.commands.decoder import load_decoder
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
 from mochi_lora.data.prompts import PromptEmbeddings
 from mochi_lora.inference.generate import generate_latents, render
 from mochi_lora.inference.video import video_name, write_contact_sheet, write_mp4
-from mochi_lora.model.base import locate
 from mochi_lora.model.transformer import VelocityModel
-from mochi_lora.model.vae import MochiVae
+from mochi_lora.training.trainer import is_due
+
+
+def sheet_path(config: Config, done: int) -> Path:
+    """The contact sheet of the videos made after `done` steps: written last, so where it is, they are."""
+    return config.run.folder / "samples" / f"step-{done:06d}" / "sheet.png"
+
+
+def videos_missing(config: Config, done: int) -> bool:
+    """Whether videos are due after `done` steps and were not finished."""
+    train = config.train
+    return (
+        bool(config.sample.prompts)
+        and is_due(done, train.sample_every, last=done == train.steps)
+        and not sheet_path(config, done).exists()
+    )
 
 
 class Previews:
@@ -35,18 +50,19 @@ class Previews:
     def make(self, model: VelocityModel, done: int) -> dict[str, Path]:
         """Videos of all ranks by caption, under <run>/samples/step-<done>, with a contact sheet beside them."""
         start = time.monotonic()
-        folder = self._config.run.folder / "samples" / f"step-{done:06d}"
+        folder = sheet_path(self._config, done).parent
         mine = range(self._processes.process_index, len(self._jobs), self._processes.num_processes)
         was_training = model.training
         model.eval()
         latents = {number: self._sample(model, number) for number in mine}
         model.train(was_training)
-        sheets = self._decode(latents, folder) if latents else []
+        sheets = self._decode(model, latents, folder) if latents else []
         self._processes.wait_for_everyone()
         rows = sorted(gather_object(sheets), key=lambda row: row[0])
         if self._processes.is_main_process:
-            write_contact_sheet(folder / "sheet.png", [(caption, frames) for _, caption, _, frames in rows])
-            console.print(f"samples  {folder / 'sheet.png'}")
+            sheet = sheet_path(self._config, done)
+            write_contact_sheet(sheet, [(caption, frames) for _, caption, _, frames in rows])
+            console.print(f"samples  {sheet}", markup=False)
         self.seconds += time.monotonic() - start
         return {caption: path for _, caption, path, _ in rows}
 
@@ -55,16 +71,14 @@ class Previews:
         latents = generate_latents(model, prompt, self._negative, self._config.sample, seed, on_step=lambda _done, _steps: None)
         return latents.cpu()
 
-    def _decode(self, latents: dict[int, torch.Tensor], folder: Path) -> list[tuple]:
-        """(number, caption, path, a few frames) per video; the transformer leaves the GPU meanwhile if asked to."""
+    def _decode(self, model: VelocityModel, latents: dict[int, torch.Tensor], folder: Path) -> list[tuple]:
+        """(number, caption, path, a few frames) per video; offloading takes the transformer off the GPU meanwhile."""
         config = self._config
         device = self._processes.device
-        vae = MochiVae.load(
-            locate(config.model.base, config.model.revision, "vae"),
-            device=device,
-            precision="bf16" if device.type == "cuda" else "fp32",
-            tiling=config.engine.vae_tiling,
-        )
+        if config.engine.cpu_offload:
+            model.to("cpu")
+            torch.cuda.empty_cache()
+        vae = load_decoder(config, device)
         rows = []
         for number, latent in latents.items():
             prompt, _, seed = self._jobs[number]
@@ -75,4 +89,5 @@ class Previews:
         del vae
         if device.type == "cuda":
             torch.cuda.empty_cache()
+        model.to(device)
         return rows

@@ -1,5 +1,6 @@
 """What happens besides steps: logging, held-out loss, sample videos, checkpoints and adapter files."""
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from mochi_lora.commands.previews import Previews
+from mochi_lora.commands.identity import BASE
+from mochi_lora.commands.previews import Previews, videos_missing
 from mochi_lora.config.schema import Config
 from mochi_lora.model import adapter as lora
 from mochi_lora.model.adapter_file import save_adapter
@@ -29,7 +31,6 @@ class RunState:
     identity: dict[str, Any]
     plan: Plan
     config: Config
-    base_fingerprint: str
     rounded: tuple[str, ...]
     best: dict[str, Any] | None  # {"step", "loss"} of the lowest held-out loss so far
 
@@ -67,13 +68,17 @@ class RunEvents:
             progress=self._line.advance if self._line else lambda _done: None,
         )
 
-    def begin(self) -> None:
-        """Before the first step: a state to come back to, the untrained loss and the untrained videos."""
-        self._save_state(0)
-        if self._state.config.train.validate_every and self._validation.entries:
+    def begin(self, done: int, *, resumed: bool) -> None:
+        """Before the first step of this start: a state to come back to, the untrained loss, and the videos of step `done`
+        if there are none (a checkpoint is written before the videos, which take minutes and can fail).
+        """
+        settings = self._state.config.train
+        if not resumed:
+            self._save_state(0)
+        if done == 0 and settings.validate_every and self._validation.entries:
             self.validate(0)
-        if self._previews:
-            self.sample(0)
+        if self._previews and videos_missing(self._state.config, done):
+            self.sample(done)
 
     def log(self, done: int, result: StepResult, seconds_per_step: float) -> None:
         """One record of training figures; the host waits for the device here and nowhere else."""
@@ -107,7 +112,8 @@ class RunEvents:
         table = [row for _, row in sorted(gather_object(losses))]
         result = summarise(table, self._learner.seed)
         self._tracker.log(done, result.scalars(), kind="heldout")
-        if done and (self._state.best is None or result.loss < self._state.best["loss"]):
+        best = self._state.best
+        if done and math.isfinite(result.loss) and (best is None or result.loss < best["loss"]):
             self._state.best = {"step": done, "loss": result.loss}
             self._write_adapter(self._folder / "adapters" / "best.safetensors", done, result)
 
@@ -159,7 +165,7 @@ class RunEvents:
         provenance = {
             "base": config.model.base,
             "base_revision": config.model.revision,
-            "base_fingerprint": self._state.base_fingerprint,
+            "base_fingerprint": self._state.identity[BASE],
             "base_rounded_tensors": len(self._state.rounded),
             "step": done,
             "average": self._learner.average is not None,

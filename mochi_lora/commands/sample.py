@@ -1,8 +1,8 @@
 """`mochi-lora sample`: base plus adapters to videos. T5 first and alone, then transformer and VAE."""
 
-import json
 import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mochi_lora import __version__
+from mochi_lora.commands.decoder import load_decoder
 from mochi_lora.config.requests import AdapterChoice, SampleRequest
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, progress_bar
@@ -22,10 +23,10 @@ from mochi_lora.model import adapter as lora
 from mochi_lora.model.adapter_file import load_adapter
 from mochi_lora.model.base import fingerprint, locate
 from mochi_lora.model.plan import Plan, resolve_plan
-from mochi_lora.model.text import TextEncoder
+from mochi_lora.model.text import TextEncoder, refuse_foreign
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.vae import MochiVae
-from mochi_lora.model.weights import load_transformer
+from mochi_lora.model.weights import load_transformer, read_config
 
 
 def run(config: Config, request: SampleRequest) -> list[Path]:
@@ -48,20 +49,16 @@ def run(config: Config, request: SampleRequest) -> list[Path]:
     for name, adapter in zip(names, loaded, strict=True):
         lora.put(transformer, adapter, name)
     model = VelocityModel(transformer, plan)
-    vae = MochiVae.load(
-        locate(config.model.base, config.model.revision, "vae"),
-        device=torch.device("cpu" if config.engine.cpu_offload else plan.device),
-        precision="bf16" if plan.device == "cuda" else "fp32",
-        tiling=config.engine.vae_tiling,
-    )
+    rests_on = torch.device("cpu") if config.engine.cpu_offload else None
+    vae = load_decoder(config, torch.device(plan.device), rests_on=rests_on)
     origin = _origin(config, plan, adapters)
     with lora.strengths(transformer, names, [choice.strength for choice in adapters]):
         paths, rows = _make(config, model, vae, embeddings, jobs, folder, origin)
     sheet = folder / "sheet.png"
     write_contact_sheet(sheet, rows)
     for path in paths:
-        console.print(f"video    {path}")
-    console.print(f"sheet    {sheet}")
+        console.print(f"video    {path}", markup=False)
+    console.print(f"sheet    {sheet}", markup=False)
     return paths
 
 
@@ -123,12 +120,10 @@ def _embed(config: Config, plan: Plan, prompts: list[str]) -> dict[str, TextEmbe
     base = locate(config.model.base, config.model.revision, "text_encoder").parent
     locate(config.model.base, config.model.revision, "tokenizer")
     encoder = TextEncoder.load(base, device=torch.device(plan.device), precision=config.encode.text_precision)
-    for prompt, told in zip(prompts, encoder.tokenise(prompts), strict=True):
-        if told.truncated:
-            console.print(f"[yellow]cut at 256 tokens:[/yellow] {prompt[:60]}...")
-        if told.unknown_share == 1:
-            message = f"prompt {prompt!r}: every token is unknown to T5 (it knows English); translate it"
-            raise UserError(message)
+    told = encoder.tokenise(prompts)
+    refuse_foreign(prompts, told)
+    for prompt in (prompt for prompt, item in zip(prompts, told, strict=True) if item.truncated):
+        console.print(f"cut at 256 tokens: {prompt[:60]}...", style="yellow", markup=False)
     embeddings = dict(zip(prompts, encoder.embed(prompts), strict=True))
     del encoder
     if plan.device == "cuda":
@@ -137,10 +132,8 @@ def _embed(config: Config, plan: Plan, prompts: list[str]) -> dict[str, TextEmbe
 
 
 def _head_size(config: Config) -> int:
-    from diffusers import MochiTransformer3DModel  # noqa: PLC0415
-
     folder = locate(config.model.base, config.model.revision, "transformer")
-    return MochiTransformer3DModel.load_config(folder)["attention_head_dim"]
+    return read_config(folder)["attention_head_dim"]
 
 
 def _origin(config: Config, plan: Plan, adapters: list[AdapterChoice]) -> dict[str, Any]:
@@ -154,7 +147,7 @@ def _origin(config: Config, plan: Plan, adapters: list[AdapterChoice]) -> dict[s
         "base_revision": config.model.revision,
         "base_fingerprint": fingerprint(folder),
         "text_precision": config.encode.text_precision,
-        "plan": json.loads(json.dumps(vars(plan))),
+        "plan": asdict(plan),
         "vae_tiling": config.engine.vae_tiling,
         **sample,
         "versions": {"mochi_lora": __version__, "torch": torch.__version__},

@@ -1,17 +1,19 @@
 """`mochi-lora train`: the composition root. Decides what is plugged into what; running it again continues the run."""
 
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from mochi_lora.commands.identity import require_same, require_same_encoders, run_identity
-from mochi_lora.commands.previews import Previews
+from mochi_lora.commands.previews import Previews, videos_missing
 from mochi_lora.commands.processes import open_processes
 from mochi_lora.commands.run_events import RunEvents, RunState
 from mochi_lora.config.load import dump_config
@@ -28,7 +30,7 @@ from mochi_lora.model.base import fingerprint, locate
 from mochi_lora.model.flow import LatentStats
 from mochi_lora.model.plan import Plan, resolve_plan
 from mochi_lora.model.transformer import VelocityModel
-from mochi_lora.model.weights import LoadedTransformer, load_transformer
+from mochi_lora.model.weights import LoadedTransformer, load_transformer, read_config
 from mochi_lora.spec import Bucket
 from mochi_lora.training.average import MovingAverage
 from mochi_lora.training.batches import Batch, MicroSteps, SampleSource, steps_from
@@ -36,7 +38,7 @@ from mochi_lora.training.checkpoint import Checkpoint, newest_checkpoint, remove
 from mochi_lora.training.health import Health
 from mochi_lora.training.optimizer import build_optimizer
 from mochi_lora.training.progress import TrainingLine
-from mochi_lora.training.stopping import StopFlag
+from mochi_lora.training.stopping import StopFlag, lost_peer_named
 from mochi_lora.training.tracking import Silent, Tracker, open_trackers
 from mochi_lora.training.trainer import Learner, run_loop
 
@@ -44,58 +46,70 @@ from mochi_lora.training.trainer import Learner, run_loop
 def run(config: Config, *, fresh: bool) -> None:
     """Train, or go on training. Raises UserError for whatever a person can mend."""
     processes = open_processes(config.engine.device, config.train.peer_timeout_minutes)
-    checkpoints = config.run.folder / "checkpoints"
+    index = read_index(config.data)
+    require_same_encoders(config, index)
+    share = Share(config.train.batch_size, config.train.gradient_accumulation, processes.num_processes, processes.process_index)
+    folder = locate(config.model.base, config.model.revision, "transformer")
+    identity = run_identity(config, index, fingerprint(folder), share.samples_per_step)
     if processes.is_main_process:
         if fresh:
             _set_aside(config.run.folder)
-        remove_torn(checkpoints)
+        _sweep(config.run.folder)
     processes.wait_for_everyone()
-    index = read_index(config.data)
-    require_same_encoders(config, index)
-    found = newest_checkpoint(checkpoints)
-    if found is not None and found.step >= config.train.steps:
-        console.print(f"{config.run.folder}: finished at step {found.step}; raise train.steps to go on, or use --fresh")
-        return
-    _train(config, processes, index, found)
-
-
-def _train(config: Config, processes: Accelerator, index: Index, found: Checkpoint | None) -> None:
-    share = Share(config.train.batch_size, config.train.gradient_accumulation, processes.num_processes, processes.process_index)
-    folder = locate(config.model.base, config.model.revision, "transformer")
-    base_fingerprint = fingerprint(folder)
-    identity = run_identity(config, index, base_fingerprint, share.samples_per_step)
+    found = newest_checkpoint(config.run.folder / "checkpoints")
+    stopped = 0
     if found is not None:
         require_same(config.run.folder, found.state["progress"]["identity"], identity)
-    plan = _resolve_plan(config, found, folder)
+    if found is not None and found.step >= config.train.steps and not videos_missing(config, found.step):
+        finished = f"{config.run.folder}: finished at step {found.step}; raise train.steps to go on, or use --fresh"
+        console.print(finished, markup=False)
+    else:
+        with lost_peer_named(config.train.peer_timeout_minutes):
+            stopped = _train(config, processes, _Sources.of(config, index), share, folder, identity, found)
+    processes.end_training()
+    if stopped:
+        sys.exit(128 + stopped)  # what was asked for is not done
+
+
+def _train(
+    config: Config,
+    processes: Accelerator,
+    sources: "_Sources",
+    share: Share,
+    folder: Path,
+    identity: dict[str, Any],
+    found: Checkpoint | None,
+) -> int:
+    """Returns the signal that stopped it, 0 at the end."""
+    plan = _resolve_plan(config, found, folder, processes.device.type)
     loaded = load_transformer(folder, device=processes.device, precision=plan.precision)
     _warn_rounded(loaded, folder)
-    learner, model = _build_learner(config, processes, loaded, plan)
+    learner, model = _build_learner(config, processes, loaded, plan, starting=found is None)
     done = _restore(learner, found)
-    sources = _Sources.of(config, index)
-    state = RunState(identity, plan, config, base_fingerprint, loaded.rounded, _best_of(found))
+    state = RunState(identity, plan, config, loaded.rounded, _best_of(found))
     health = Health(processes.device, config.run.folder, processes.process_index)
-    stop = StopFlag(config.train.peer_timeout_minutes)
-    stop.install()
-    tracker = _open_tracker(config, processes, found)
-    previews = Previews(config, processes, CachedPrompts(sources.cache, index)) if config.train.sample_every else None
-    _describe(config, processes, learner, sources, done)
-    with TrainingLine(config.train.steps, done) if processes.is_main_process else nullcontext() as line:
+    previews = Previews(config, processes, sources.prompts) if config.train.sample_every and config.sample.prompts else None
+    with ExitStack() as context:
+        stop = context.enter_context(StopFlag(config.train.peer_timeout_minutes))
+        tracker = _open_tracker(config, processes, found)
+        context.callback(tracker.finish)
+        _describe(config, processes, learner, sources, done)
+        line = context.enter_context(TrainingLine(config.train.steps, done)) if processes.is_main_process else None
         events = RunEvents(learner, model, state, tracker, sources.validation, previews, line)
-        if done == 0:
-            events.begin()
+        events.begin(done, resumed=found is not None)
         batches = sources.batches(config, share, done, pin=processes.device.type == "cuda")
         done = run_loop(learner, health, events.plugs(), batches, stop)
-    processes.wait_for_everyone()
-    tracker.finish()
-    _farewell(config, done)
-    processes.end_training()
+        processes.wait_for_everyone()
+    stopped = stop.requested if done < config.train.steps else 0
+    _farewell(config, done, stopped)
+    return stopped
 
 
 @dataclass(frozen=True)
 class _Sources:
-    """The two sides of the data set."""
+    """What training reads of the data set."""
 
-    cache: Cache
+    prompts: CachedPrompts
     train: SampleSource
     validation: SampleSource
 
@@ -107,7 +121,7 @@ class _Sources:
             SampleSource(cache, tuple(index.of(split)), stats, config.objective, config.run.seed)
             for split in ("train", "validation")
         )
-        return cls(cache, *sides)
+        return cls(CachedPrompts(cache, index), *sides)
 
     def batches(self, config: Config, share: Share, start: int, *, pin: bool) -> Iterator[tuple[int, list[Batch]]]:
         buckets = tuple(Bucket.parse(entry.bucket) for entry in self.train.entries)
@@ -116,27 +130,27 @@ class _Sources:
         return steps_from(micro_steps, share, start, config.train.steps, workers=config.data.loader_workers, pin=pin)
 
 
-def _resolve_plan(config: Config, found: Checkpoint | None, folder: Path) -> Plan:
-    """The run's own plan if the engine settings are those it was resolved from; else a new one, said aloud."""
-    from diffusers import MochiTransformer3DModel  # noqa: PLC0415
-
-    head_size = MochiTransformer3DModel.load_config(folder)["attention_head_dim"]
+def _resolve_plan(config: Config, found: Checkpoint | None, folder: Path, device: str) -> Plan:
+    """The run's own plan if the engine settings and the device are those it was resolved for; else a new one, said aloud."""
+    head_size = read_config(folder)["attention_head_dim"]
     if found is None:
         return resolve_plan(config.engine, head_size)
     progress = found.state["progress"]
-    if progress["engine"] == config.engine.model_dump(mode="json"):
-        return Plan(**progress["plan"])
-    console.print(
-        "engine settings changed since the checkpoint: they are resolved anew, and the run is no longer bit for bit the same"
-    )
-    return resolve_plan(config.engine, head_size)
+    stored = Plan(**progress["plan"])
+    if progress["engine"] == config.engine.model_dump(mode="json") and stored.device == device:
+        return stored
+    plan = resolve_plan(config.engine, head_size)
+    if plan != stored:
+        changed = [f"{key}: {old} -> {asdict(plan)[key]}" for key, old in asdict(stored).items() if old != asdict(plan)[key]]
+        console.print(f"the engine changed since the checkpoint ({', '.join(changed)}): no longer bit for bit the same run")
+    return plan
 
 
 def _build_learner(
-    config: Config, processes: Accelerator, loaded: LoadedTransformer, plan: Plan
+    config: Config, processes: Accelerator, loaded: LoadedTransformer, plan: Plan, *, starting: bool
 ) -> tuple[Learner, VelocityModel]:
     parameters = lora.attach(loaded.transformer, config.adapter, config.run.seed)
-    if config.adapter.init_adapter is not None:
+    if starting and config.adapter.init_adapter is not None:
         start = load_adapter(config.adapter.init_adapter)
         lora.require_same_scale(loaded.transformer, start, config.adapter.init_adapter)
         lora.load_into(loaded.transformer, start.tensors, lora.TRAINED)
@@ -164,7 +178,9 @@ def _restore(learner: Learner, found: Checkpoint | None) -> int:
     for name, parameter in learner.parameters.items():
         parameter.data.copy_(saved[name])
     if "optimizer" in found.state:  # not at step 0
-        learner.optimizer.load_state_dict(found.state["optimizer"])
+        # Its moments only: betas and weight decay are this configuration's, which may have changed.
+        groups = learner.optimizer.state_dict()["param_groups"]
+        learner.optimizer.load_state_dict({"state": found.state["optimizer"]["state"], "param_groups": groups})
     if learner.average is not None:
         learner.average.load(found.state["ema"])
     console.print(f"continuing at step {found.step}")
@@ -184,6 +200,13 @@ def _open_tracker(config: Config, processes: Accelerator, found: Checkpoint | No
     return open_trackers(config.tracking, config.run.folder, config.model_dump(mode="json"), ids)
 
 
+def _sweep(folder: Path) -> None:
+    """Delete what a kill left half-written."""
+    remove_torn(folder / "checkpoints")
+    for path in (*folder.glob("*.tmp-*"), *folder.glob("adapters/*.tmp-*")):
+        path.unlink()
+
+
 def _set_aside(folder: Path) -> None:
     """--fresh deletes nothing: the old run is renamed."""
     if not folder.exists():
@@ -192,14 +215,16 @@ def _set_aside(folder: Path) -> None:
     while (aside := folder.with_name(f"{folder.name}.previous-{number}")).exists():
         number += 1
     shutil.move(folder, aside)
-    console.print(f"the old run is now {aside}")
+    console.print(f"the old run is now {aside}", markup=False)
 
 
 def _warn_rounded(loaded: LoadedTransformer, folder: Path) -> None:
     if loaded.rounded:
         console.print(
-            f"[yellow]{folder}: {len(loaded.rounded)} tensors that Mochi keeps in float32 are stored rounded "
-            f"({loaded.rounded[0]}, ...); results differ slightly from the float32 checkpoint[/yellow]"
+            f"{folder}: {len(loaded.rounded)} tensors that Mochi keeps in float32 are stored rounded "
+            f"({loaded.rounded[0]}, ...); results differ slightly from the float32 checkpoint",
+            style="yellow",
+            markup=False,
         )
 
 
@@ -211,15 +236,18 @@ def _describe(config: Config, processes: Accelerator, learner: Learner, sources:
         f"run      {config.run.folder}, step {done} of {settings.steps}\n"
         f"data     {len(sources.train.entries)} clips, {len(sources.validation.entries)} held out, {per_step} per step\n"
         f"adapter  {config.adapter.targets}, rank {config.adapter.rank}, {count:,} parameters\n"
-        f"device   {processes.num_processes} x {processes.device.type}, started {time.strftime('%H:%M:%S')}"
+        f"device   {processes.num_processes} x {processes.device.type}, started {time.strftime('%H:%M:%S')}",
+        markup=False,
     )
 
 
-def _farewell(config: Config, done: int) -> None:
-    if done < config.train.steps:
-        console.print(f"stopped after step {done}; the same command continues")
+def _farewell(config: Config, done: int, stopped: int) -> None:
+    if stopped:
+        name = signal.Signals(stopped).name
+        console.print(f"stopped by {name} after step {done}, which is saved; the same command continues")
         return
     console.print(
         f"adapter  {config.run.folder / 'adapter.safetensors'}\n"
-        'next     mochi-lora sample --config <the same file> --prompt "..."'
+        'next     mochi-lora sample --config <the same file> --prompt "..."',
+        markup=False,
     )

@@ -11,12 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 
-import av
 import numpy as np
 import torch
 
 from mochi_lora.data.geometry import nearest_frames, resize_and_crop
-from mochi_lora.data.probe import ClipInfo, read_image, unreadable_named, video_stream
+from mochi_lora.data.probe import ClipInfo, open_video, read_image, unreadable_named
 from mochi_lora.data.sources import ClipSource
 from mochi_lora.errors import ClipError
 from mochi_lora.spec import Bucket
@@ -42,6 +41,7 @@ def read_clip(source: ClipSource, info: ClipInfo, bucket: Bucket) -> torch.Tenso
     chosen = nearest_frames(info.times, info.frame_seconds, bucket.frames, source.start, source.end)
     wanted = sorted(set(chosen))
     if info.backend == "decord":
+        _refuse_concealed(info, info.times[wanted[0]], info.times[wanted[-1]])
         try:
             return _assemble(source, bucket, chosen, _decord_frames(info, wanted))
         except _DecordError:
@@ -62,6 +62,34 @@ def _assemble(source: ClipSource, bucket: Bucket, chosen: Sequence[int], frames:
     if frozen >= _FROZEN_TAIL:
         raise ClipError(f"{source.name}: the last {frozen} frames are identical: a damaged or frozen ending; trim it")
     return clip
+
+
+def _refuse_concealed(info: ClipInfo, first: float, last: float) -> None:
+    """decord hands out pictures that FFmpeg made up for damaged data; only the frame's flag, which PyAV shows, tells.
+
+    Decodes once more, from the key frame before `first`. Frames after a jump may be flagged only because what they refer
+    to lies before it (streams refreshed without key frames), so a finding counts if decoding from the beginning has it too.
+    """
+    with unreadable_named(info.path):
+        if damaged := _damaged_times(info, first, last):
+            damaged &= _damaged_times(info, 0.0, last)
+    if damaged:
+        raise ClipError(f"{info.path}: damaged at {min(damaged):.3f} s; copy it again or choose a range without it")
+
+
+def _damaged_times(info: ClipInfo, first: float, last: float) -> set[float]:
+    with open_video(info.path) as (container, stream):
+        tick = float(stream.time_base or 0)
+        if first:
+            container.seek(int((info.origin + first) / tick), stream=stream)
+        damaged = set()
+        for frame in container.decode(stream):
+            time = last if frame.pts is None else frame.pts * tick - info.origin
+            if time > last + _SAME_TIME:
+                break
+            if frame.is_corrupt:
+                damaged.add(time)
+        return damaged
 
 
 @contextmanager
@@ -100,9 +128,7 @@ def _pyav_frames(info: ClipInfo, wanted: Sequence[int]) -> Iterator[np.ndarray]:
     """uint8 [height, width, 3] each, turned upright; decoded from the beginning, found by time stamp."""
     expected = iter(wanted)
     index = next(expected)
-    with unreadable_named(info.path), av.open(str(info.path), metadata_errors="replace") as container:
-        stream = video_stream(container)
-        stream.thread_type = "AUTO"
+    with unreadable_named(info.path), open_video(info.path) as (container, stream):
         for frame in container.decode(stream):
             time = -1.0 if frame.pts is None else float(frame.pts * (stream.time_base or 0)) - info.origin
             if time < info.times[index] - _SAME_TIME:

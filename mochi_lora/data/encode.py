@@ -15,8 +15,8 @@ from mochi_lora.data.geometry import choose_bucket
 from mochi_lora.data.probe import probe
 from mochi_lora.data.samples import Posterior
 from mochi_lora.data.sources import ClipSource, Rejection
-from mochi_lora.errors import ClipError
-from mochi_lora.files import DiskFullError, out_of_space_named, sha256_of_file
+from mochi_lora.errors import ClipError, UserError
+from mochi_lora.files import out_of_space_named, sha256_of_file
 from mochi_lora.spec import FRAMES_PER_SECOND, Bucket
 
 Status = Literal["kept", "trimmed"]
@@ -64,15 +64,16 @@ def encode_clips(
 ) -> Iterator[EncodedClip | Rejection]:
     """Encode each source into `cache`, or explain why not. `encoder()` is only called when something is missing.
 
-    Raises DiskFullError and out-of-memory errors at once: the next clip would fail as well.
+    Full disks, out-of-memory and GPU errors, and a `UserError` about the encoder itself are raised at once: the next clip
+    would fail as well.
     """
     for source in sources:
         try:
             yield _encode_clip(source, shapes, cache, vae, encoder)
-        except (DiskFullError, MemoryError, torch.OutOfMemoryError):
-            raise
         except ClipError as error:
             yield Rejection(source.name, _without_name(str(error), source))
+        except (UserError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
         except Exception as error:  # noqa: BLE001 - the per-clip boundary, the only broad except there is
             yield Rejection(source.name, f"{type(error).__name__}: {error}")
 

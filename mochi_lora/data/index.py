@@ -76,17 +76,15 @@ def read_index(data: DataConfig) -> Index:
     except ValueError as error:
         message = f"{path}: damaged index ({error}); run encode again, entries already encoded are kept"
         raise DamagedFileError(message) from error
-    if content.get("schema") != SCHEMA:
-        message = f"{path}: cache schema {content.get('schema')}, this version reads {SCHEMA}; run encode again"
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        message = f"{path}: cache schema {schema}, this version reads {SCHEMA}; run encode again"
         raise DamagedFileError(message)
-    return Index(
-        vae=EncoderIdentity(**content["vae"]),
-        text=EncoderIdentity(**content["text"]),
-        latents_mean=tuple(content["latents_mean"]),
-        latents_std=tuple(content["latents_std"]),
-        latents_scale=content["latents_scale"],
-        entries=tuple(IndexEntry(**entry) for entry in content["entries"]),
-    )
+    try:
+        return _from_json(content)
+    except (KeyError, TypeError) as error:
+        message = f"{path}: damaged index ({error}); run encode again, entries already encoded are kept"
+        raise DamagedFileError(message) from error
 
 
 def read_sample(cache: Cache, entry: IndexEntry) -> CachedSample:
@@ -103,6 +101,17 @@ def read_sample(cache: Cache, entry: IndexEntry) -> CachedSample:
 def prompt_key(index: Index, prompt: str) -> str:
     """Cache key of a sample prompt, embedded by the same text encoder as the captions."""
     return text_key(prompt, index.text)
+
+
+def _from_json(content: dict[str, Any]) -> Index:
+    return Index(
+        vae=EncoderIdentity(**content["vae"]),
+        text=EncoderIdentity(**content["text"]),
+        latents_mean=tuple(content["latents_mean"]),
+        latents_std=tuple(content["latents_std"]),
+        latents_scale=content["latents_scale"],
+        entries=tuple(IndexEntry(**entry) for entry in content["entries"]),
+    )
 
 
 def _to_json(index: Index) -> dict[str, Any]:

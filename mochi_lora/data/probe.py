@@ -14,6 +14,7 @@ from typing import Literal
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.sidedata.sidedata import SideData
 from av.stream import Disposition
 from av.video.frame import VideoFrame
@@ -88,15 +89,19 @@ def read_image(path: Path) -> np.ndarray:
         return np.array(Image.alpha_composite(black, upright).convert("RGB"))
 
 
-def video_stream(container: av.container.InputContainer) -> VideoStream:
-    """The stream players show. Raises ClipError where there is none (cover art of a sound file is none)."""
-    stream = container.streams.best("video")
-    if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
-        raise ClipError(f"{container.name}: holds no video, only {_other_streams(container)}; remove it from the clips")
-    return stream
+@contextmanager
+def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container and the stream players show. Raises ClipError where there is none (cover art of a sound file is none)."""
+    with av.open(str(path), metadata_errors="replace") as container:
+        stream = container.streams.best("video")
+        if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
+            raise ClipError(f"{path}: holds no video, only {_other_streams(container)}; remove it from the clips")
+        # Frame threads would set `is_corrupt` on a half picture in some runs and not in others.
+        stream.thread_type = "SLICE"
+        yield container, stream
 
 
-def _other_streams(container: av.container.InputContainer) -> str:
+def _other_streams(container: InputContainer) -> str:
     return " and ".join(sorted({stream.type for stream in container.streams})) or "an empty container"
 
 
@@ -106,8 +111,7 @@ def _probe_image(path: Path) -> ClipInfo:
 
 
 def _probe_video(path: Path) -> ClipInfo:
-    with av.open(str(path), metadata_errors="replace") as container:
-        stream = video_stream(container)
+    with open_video(path) as (container, stream):
         frames = list(islice(container.decode(stream), _FRAMES_LOOKED_AT))
         if not frames:
             raise ClipError(f"{path}: no frame of it can be decoded; convert it again")
@@ -157,8 +161,7 @@ def _rotation(path: Path, frame: VideoFrame) -> int:
 
 def _times_from_packets(path: Path) -> tuple[float, tuple[float, ...]]:
     """Without decoding. Packets that an edit list hides are left out: no decoder of FFmpeg's shows them."""
-    with av.open(str(path), metadata_errors="replace") as container:
-        stream = video_stream(container)
+    with open_video(path) as (container, stream):
         packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
         if any(packet.is_corrupt for packet in packets):
             raise ClipError(f"{path}: holds damaged packets, often a truncated file; copy or download it again")
@@ -171,9 +174,7 @@ def _times_from_packets(path: Path) -> tuple[float, tuple[float, ...]]:
 def _times_from_frames(path: Path) -> tuple[float, tuple[float, ...]]:
     """By decoding everything, forward: exact for MPEG streams, whose packets are not all stamped."""
     stamps: list[int] = []
-    with av.open(str(path), metadata_errors="replace") as container:
-        stream = video_stream(container)
-        stream.thread_type = "AUTO"
+    with open_video(path) as (container, stream):
         for frame in container.decode(stream):
             if frame.is_corrupt and not stamps:  # recordings begin between key frames
                 continue

@@ -15,10 +15,12 @@ from mochi_lora.data.cache import Cache
 from mochi_lora.data.index import IndexEntry, read_sample
 from mochi_lora.data.plan import BatchPlan, Share
 from mochi_lora.data.samples import CachedSample, TextEmbedding
+from mochi_lora.errors import UserError
 from mochi_lora.model.flow import LatentStats, draw_posterior
 from mochi_lora.model.transformer import TextBatch
 from mochi_lora.streams import Purpose, normal, stream
 from mochi_lora.training.noise_levels import draw_sigma
+from mochi_lora.training.stopping import obey_parent_alone
 
 
 @dataclass(frozen=True)
@@ -91,28 +93,50 @@ class SampleSource:
         return clean, noise, text, anchor
 
 
-class MicroSteps(Dataset[Batch]):
-    """This rank's micro-steps by number: micro-step m of optimiser step s has number s * accumulation + m."""
+class MicroSteps(Dataset[Batch | UserError]):
+    """This rank's micro-steps by number: micro-step m of optimiser step s has number s * accumulation + m.
+
+    An error for people is handed over as a value: raised in a loader process it would arrive wrapped in a traceback.
+    """
 
     def __init__(self, source: SampleSource, plan: BatchPlan, share: Share) -> None:
         self._source = source
         self._plan = plan
         self._share = share
 
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, number: int) -> Batch | UserError:
         step, micro_step = divmod(number, self._share.accumulation)
         items = self._plan.items(step)
         places = self._share.places(micro_step)
         positions = tuple(step * self._plan.samples_per_step + place for place in places)
-        return self._source.batch(tuple(items[place] for place in places), positions)
+        try:
+            return self._source.batch(tuple(items[place] for place in places), positions)
+        except UserError as error:
+            return error
 
 
 def steps_from(
     micro_steps: MicroSteps, share: Share, start: int, stop: int, *, workers: int, pin: bool
 ) -> Iterator[tuple[int, list[Batch]]]:
-    """(step, its micro-batches) for steps start..stop-1. Order and content do not depend on `workers`."""
+    """(step, its micro-batches) for steps start..stop-1. Order and content do not depend on `workers`.
+
+    Raises DamagedFileError, when its step comes, for a cache entry that is not what was written.
+    """
     numbers = range(start * share.accumulation, stop * share.accumulation)
-    loader = DataLoader(micro_steps, batch_size=None, sampler=numbers, num_workers=workers, pin_memory=pin)
+    loader = DataLoader(
+        micro_steps, batch_size=None, sampler=numbers, num_workers=workers, pin_memory=pin, worker_init_fn=obey_parent_alone
+    )
     batches = iter(loader)
     for step in range(start, stop):
-        yield step, [next(batches) for _ in range(share.accumulation)]
+        yield step, [_raised(next(batches)) for _ in range(share.accumulation)]
+
+
+def _raised(found: Batch | UserError) -> Batch:
+    if isinstance(found, UserError):
+        try:
+            raise found
+        finally:
+            del (
+                found
+            )  # the error holds this frame: the cycle would keep the loader's processes until the garbage collector comes
+    return found

@@ -8,6 +8,7 @@
 Base weights are not in it. A kill leaves at most a `*.tmp-*` folder, removed at the next start.
 """
 
+import io
 import json
 import os
 import re
@@ -40,9 +41,9 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
     """Write `state` as `folder/step-<step>`, then delete all but the newest `keep`. Returns the path."""
     target = folder / f"step-{step:06d}"
     temporary = folder / f"{target.name}.tmp-{os.getpid()}"
-    temporary.mkdir(parents=True)
     with out_of_space_named(target):
         try:
+            temporary.mkdir(parents=True)
             for name, content in state.items():
                 _write(temporary, name, content)
             hashes = {path.name: sha256_of_file(path) for path in sorted(temporary.iterdir())}
@@ -50,8 +51,9 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
             _publish(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    for _, old in _steps(folder)[:-keep]:
-        shutil.rmtree(old)
+    # Newer ones can only be damaged (we resumed before them): they must not push out what we wrote.
+    for old in [path for number, path in _steps(folder) if number <= step][:-keep]:
+        _discard(old)
     return target
 
 
@@ -63,11 +65,11 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     steps = _steps(folder)
     for step, path in reversed(steps):
         try:
-            _verify(path)
+            files = _verified(path)
         except DamagedFileError as error:
-            console.print(f"[yellow]{error}; trying the checkpoint before it[/yellow]")
+            console.print(f"{error}; trying the checkpoint before it", style="yellow", markup=False)
             continue
-        return Checkpoint(step, {file.stem: _read(file) for file in sorted(path.iterdir()) if file.name != _MANIFEST})
+        return Checkpoint(step, {file.stem: _read(file) for file in files})
     if steps:
         message = f"{folder}: none of its {len(steps)} checkpoints is whole; start over with --fresh"
         raise DamagedFileError(message)
@@ -82,10 +84,17 @@ def _steps(folder: Path) -> list[tuple[int, Path]]:
 
 
 def remove_torn(folder: Path) -> None:
-    """Delete what a kill left half-written; one process only, before any of them reads."""
+    """Delete what a kill left half-written or half-deleted; one process only, before any of them reads."""
     if folder.is_dir():
         for path in folder.glob("step-*.tmp-*"):
             shutil.rmtree(path)
+
+
+def _discard(path: Path) -> None:
+    """Out of the way in one rename, then deleted: a kill leaves nothing that looks like a damaged checkpoint."""
+    doomed = path.with_name(f"{path.name}.tmp-old-{os.getpid()}")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _publish(temporary: Path, target: Path) -> None:
@@ -93,7 +102,7 @@ def _publish(temporary: Path, target: Path) -> None:
     for path in temporary.iterdir():
         sync_to_disk(path)
     if target.exists():
-        shutil.rmtree(target)
+        _discard(target)
     temporary.rename(target)
     sync_to_disk(target.parent)
 
@@ -102,7 +111,9 @@ def _write(folder: Path, name: str, content: Mapping[str, Any]) -> None:
     if content and all(isinstance(value, torch.Tensor) for value in content.values()):
         save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, folder / f"{name}.safetensors")
     elif _holds_tensor(content):
-        torch.save(content, folder / f"{name}.pt")
+        buffer = io.BytesIO()  # torch's own file writer hides the errno of a full disk
+        torch.save(content, buffer)
+        (folder / f"{name}.pt").write_bytes(buffer.getbuffer())
     else:
         write_json(folder / f"{name}.json", content)
 
@@ -123,18 +134,20 @@ def _read(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _verify(path: Path) -> None:
+def _verified(path: Path) -> list[Path]:
+    """The files of one checkpoint, each with the content the manifest asks for. Raises DamagedFileError."""
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
-    except (OSError, ValueError, KeyError) as error:
+        schema, hashes = manifest["schema"], dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         message = f"{path}: damaged checkpoint (no readable manifest: {error})"
         raise DamagedFileError(message) from error
-    if manifest["schema"] != SCHEMA:
-        message = f"{path}: checkpoint schema {manifest['schema']}, this version reads {SCHEMA}"
+    if schema != SCHEMA:
+        message = f"{path}: checkpoint schema {schema}, this version reads {SCHEMA}"
         raise DamagedFileError(message)
-    for name, expected in files.items():
+    for name, expected in hashes.items():
         file = path / name
         if not file.is_file() or sha256_of_file(file) != expected:
             message = f"{path}: damaged checkpoint ({name} does not match its checksum)"
             raise DamagedFileError(message)
+    return [path / name for name in hashes]

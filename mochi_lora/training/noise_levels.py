@@ -15,7 +15,8 @@ def draw_sigma(objective: ObjectiveConfig, seed: int, position: int) -> float:
     """
     generator = stream(seed, Purpose.SIGMA, position)
     if objective.sigma == "logit_normal":
-        return 1 / (1 + math.exp(-generator.normal(objective.logit_mean, objective.logit_std)))
+        logit = generator.normal(objective.logit_mean, objective.logit_std)
+        return 0.5 * (1 + math.tanh(logit / 2))  # the logistic function, without exp's overflow
     offset = float(generator.random())
     if objective.sigma == "uniform":
         return offset

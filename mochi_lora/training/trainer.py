@@ -92,7 +92,7 @@ def train_step(learner: Learner, health: Health, step: int, batches: Sequence[Ba
     mean = accelerator.reduce(own.mean(), "mean")
     norm = accelerator.clip_grad_norm_(learner.parameters.values(), learner.settings.gradient_clip or float("inf"))
     assert norm is not None
-    finite = health.note(step, batches, own, torch.isfinite(mean) & torch.isfinite(norm))
+    finite = health.note(step, batches, own, mean, norm)
     rate = learning_rate(learner.settings, step)
     step_if_finite(learner.optimizer, finite, rate)
     if learner.average is not None:
@@ -106,18 +106,22 @@ def run_loop(
 ) -> int:
     """Train until the batches end or all ranks agree to stop; returns the number of completed steps."""
     settings = learner.settings
-    done, timed, since = 0, 0, time.monotonic()
+    done = settings.steps  # where no batch is left
+    timed, since = 0, time.monotonic()
     for step, micro_batches in batches:
         result = train_step(learner, health, step, micro_batches)
-        done, timed = step + 1, timed + 1
+        done = step + 1
+        timed += 1
         last = done == settings.steps
         events.progress(done)
-        stopping = stop.agreed()
+        stopping = stop.agreed() and not last
         saves = last or stopping or done % settings.checkpoint_every == 0
-        validates = events.validate is not None and _due(done, settings.validate_every, last=last)
-        samples = events.sample is not None and not stopping and _due(done, settings.sample_every, last=last)
-        if saves or validates or samples or done % settings.log_every == 0:
+        validates = events.validate is not None and is_due(done, settings.validate_every, last=last)
+        samples = events.sample is not None and not stopping and is_due(done, settings.sample_every, last=last)
+        pauses = saves or validates or samples or done % settings.log_every == 0
+        if pauses or health.crowded:
             health.check()
+        if pauses:
             events.log(done, result, (time.monotonic() - since) / timed)
             if validates and events.validate:
                 events.validate(done)
@@ -131,7 +135,8 @@ def run_loop(
     return done
 
 
-def _due(done: int, every: int, *, last: bool) -> bool:
+def is_due(done: int, every: int, *, last: bool) -> bool:
+    """Whether something of every N steps, and of the last, is due after `done` steps; N = 0 is never."""
     return every > 0 and (last or done % every == 0)
 
 

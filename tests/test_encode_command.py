@@ -1,0 +1,396 @@
+"""`mochi-lora encode`: every clip is kept or named with its reason, and running again goes on where it stopped."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from tiny_commands import (
+    EXAMPLES,
+    ROOT,
+    config_of,
+    count_of,
+    entries_of,
+    index_of,
+    make_image,
+    make_sound,
+    make_video,
+    report_of,
+    settings,
+)
+
+from mochi_lora.cli import main
+from mochi_lora.data.cache import Cache
+from mochi_lora.data.index import read_index, read_sample
+from mochi_lora.data.prompts import CachedPrompts
+from mochi_lora.errors import UserError
+from mochi_lora.model.text import TextEncoder
+from mochi_lora.model.vae import MochiVae
+
+STILL = "1x32x48"
+
+
+@pytest.fixture
+def wide(monkeypatch):
+    """A console wide enough for whole paths in tables."""
+    monkeypatch.setattr("mochi_lora.console.console._width", 1000)
+
+
+@pytest.fixture
+def copied(tiny, small_clips, tmp_path):
+    """(words, clips, cache) of two clips that a test may change."""
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for path in sorted(small_clips.glob("0[12]_*")):
+        shutil.copy(path, clips)
+    return settings(tiny, clips, tmp_path / "cache"), clips, tmp_path / "cache"
+
+
+@pytest.fixture
+def pictures(tiny, tmp_path):
+    """(words, folder, cache) of a data set of pictures, which a test fills."""
+    clips = tmp_path / "pictures"
+    clips.mkdir()
+    return settings(tiny, clips, tmp_path / "cache", STILL), clips, tmp_path / "cache"
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Names of the encoders loaded from here on, and captions embedded."""
+    seen = []
+    load_vae, load_text, embed = MochiVae.load, TextEncoder.load, TextEncoder.embed
+
+    def embedding(encoder, captions):
+        seen.extend(captions)
+        return embed(encoder, captions)
+
+    monkeypatch.setattr(MochiVae, "load", lambda *args, **options: (seen.append("vae"), load_vae(*args, **options))[1])
+    monkeypatch.setattr(TextEncoder, "load", lambda *args, **options: (seen.append("text"), load_text(*args, **options))[1])
+    monkeypatch.setattr(TextEncoder, "embed", embedding)
+    return seen
+
+
+def test_every_clip_becomes_a_sample_with_its_own_caption(encoded, small_clips):
+    words, cache = encoded
+    config = config_of(words)
+    index = read_index(config.data)
+    captions = {path.with_suffix(".mp4"): path.read_text().strip() for path in small_clips.glob("*.txt")}
+    assert {Path(entry.clip): entry.caption for entry in index.entries} == captions
+    assert [entry.split for entry in index.entries].count("validation") == 1
+    for entry in index.entries:
+        sample = read_sample(Cache(cache), entry)
+        assert sample.posterior.mean.shape == (12, 2, 4, 6)
+        assert sample.posterior.mean.float().std() > 0.1
+        assert sample.text.length > 20
+
+
+def test_prompts_are_embedded_for_training_the_null_prompt_too(encoded):
+    words, cache = encoded
+    config = config_of(words)
+    prompts = CachedPrompts(Cache(cache), read_index(config.data))
+    assert [prompts(prompt).length > 0 for prompt in config.sample.prompts] == [True, True]
+    assert prompts("").length == 0
+
+
+def test_running_again_encodes_nothing_and_changes_nothing(encoded, capsys, loads):
+    words, cache = encoded
+    index, entries = index_of(cache), entries_of(cache)
+    assert main(["encode", *words]) == 0
+    assert loads == []
+    assert (index_of(cache), entries_of(cache)) == (index, entries)
+    printed = capsys.readouterr().out
+    counts = [count_of(row, printed) for row in ("kept", "of these trimmed", "of these already cached", "rejected")]
+    assert counts == [4, 4, 4, 0]
+
+
+def test_a_lost_index_is_rebuilt_without_encoding(encoded, tmp_path, loads, tiny, small_clips):
+    cache = shutil.copytree(encoded[1], tmp_path / "cache")
+    index = index_of(cache)
+    shutil.rmtree(cache / "index")
+    assert main(["encode", *settings(tiny, small_clips, cache)]) == 0
+    assert loads == []
+    assert index_of(cache) == index
+
+
+def test_only_what_is_missing_is_encoded_again_and_comes_out_the_same(encoded, tmp_path, loads, tiny, small_clips):
+    cache = shutil.copytree(encoded[1], tmp_path / "cache")
+    gone = cache / "latents" / f"{index_of(cache)['entries'][2]['latents']}.safetensors"
+    before = Cache(cache).read_latents(gone.stem)
+    gone.unlink()
+    stamps = {path: path.stat().st_mtime_ns for path in cache.glob("latents/*")}
+    assert main(["encode", *settings(tiny, small_clips, cache)]) == 0
+    assert loads == ["vae"]
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert torch.equal(Cache(cache).read_latents(gone.stem).mean, before.mean)
+
+
+def test_mending_a_caption_encodes_that_caption_and_no_video(copied, loads):
+    words, clips, cache = copied
+    assert main(["encode", *words]) == 0
+    before = {entry["clip"]: entry for entry in index_of(cache)["entries"]}
+    caption = next(iter(sorted(clips.glob("*.txt"))))
+    caption.write_text("  a pink cloud over a meadow\n")
+    loads.clear()
+    assert main(["encode", *words]) == 0
+    assert loads == ["text", "a pink cloud over a meadow"]
+    after = {entry["clip"]: entry for entry in index_of(cache)["entries"]}
+    mended, other = str(caption.with_suffix(".mp4")), str(sorted(clips.glob("*.mp4"))[1])
+    assert after[other] == before[other]
+    assert after[mended]["latents"] == before[mended]["latents"]
+    assert after[mended]["text"] != before[mended]["text"]
+    assert after[mended]["caption"] == "a pink cloud over a meadow"
+
+
+def test_good_clips_are_kept_and_every_bad_one_is_named_with_its_reason(copied, capsys, wide):
+    words, clips, cache = copied
+    (clips / "empty.mp4").touch()
+    (clips / "text.mp4").write_text("not a film")
+    make_sound(clips / "sound.mp4")
+    make_video(clips / "short.mp4", frames=3)
+    whole = next(clips.glob("01_*.mp4")).read_bytes()
+    (clips / "cut_off.mp4").write_bytes(whole[: len(whole) // 2])
+    for path in clips.glob("*.mp4"):
+        if not path.with_suffix(".txt").exists():
+            path.with_suffix(".txt").write_text("a clip")
+    make_video(clips / "no_caption.mp4", frames=7)
+    make_video(clips / "blank_caption.mp4", frames=7).with_suffix(".txt").write_text(" \n")
+    make_video(clips / "latin_caption.mp4", frames=7).with_suffix(".txt").write_bytes("schön".encode("latin-1"))
+    expected = {
+        "empty.mp4": "the file is empty",
+        "text.mp4": "cannot be read as video",
+        "sound.mp4": "holds no video, only audio",
+        "short.mp4": "clip too short: has 0.100 s, 7 frames at 30 fps need",
+        "cut_off.mp4": "the file is truncated",
+        "no_caption.mp4": "no caption: write one into",
+        "blank_caption.mp4": "is empty: write what the clip shows",
+        "latin_caption.mp4": "is not UTF-8 (byte 3)",
+    }
+    assert main(["encode", *words]) == 0
+    printed = capsys.readouterr().out
+    report = report_of(cache)
+    assert {name for name, line in report.items() if line["status"] == "rejected"} == set(expected)
+    for name, reason in expected.items():
+        assert reason in report[name]["reason"], name
+        row = next(line for line in printed.splitlines() if f"{clips / name} " in line)
+        assert reason in row
+    good = {path.name for path in clips.glob("0*.mp4")}
+    assert {name for name, line in report.items() if line["status"] == "trimmed"} == good
+    assert {Path(entry["clip"]).name for entry in index_of(cache)["entries"]} == good
+    assert (count_of("kept", printed), count_of("rejected", printed)) == (2, 8)
+
+
+def test_when_nothing_can_be_kept_the_command_fails_and_leaves_no_index(pictures, capsys):
+    words, clips, cache = pictures
+    make_image(clips / "a.png", caption=None)
+    (clips / "b.mp4").write_text("not a film")
+    (clips / "b.txt").write_text("a clip")
+    assert main(["encode", *words]) == 1
+    assert "no clip could be used; the table above says why for each" in capsys.readouterr().err
+    assert set(report_of(cache)) == {"a.png", "b.mp4"}
+    assert [path.name for path in (cache / "index").iterdir() if not path.name.endswith(".report.jsonl")] == []
+
+
+def test_captions_that_lose_something_are_named(pictures, capsys):
+    words, clips, cache = pictures
+    make_image(clips / "plain.png", "a red ball on green grass")
+    make_image(clips / "long [bold] [/x].png", "a fox runs. " * 100, colour=90)
+    make_image(clips / "half_foreign.png", "兔 a 兔 b 兔 c 兔 d", colour=120)
+    make_image(clips / "foreign.png", "一只兔子在草地上奔跑", colour=150)
+    assert main(["encode", *words]) == 0
+    printed = capsys.readouterr().out
+    assert f"1 captions cut at 256 tokens: {clips / 'long [bold] [/x].png'}" in printed.replace("\n", "")
+    assert f"1 captions with more than 10% unknown tokens: {clips / 'half_foreign.png'}" in printed.replace("\n", "")
+    rejected = {name: line for name, line in report_of(cache).items() if line["status"] == "rejected"}
+    assert set(rejected) == {"foreign.png"}
+    assert "every token is unknown to T5 (it knows English); translate it" in rejected["foreign.png"]["reason"]
+    assert len(index_of(cache)["entries"]) == 3
+    (long,) = [entry for entry in index_of(cache)["entries"] if "long" in entry["clip"]]
+    assert Cache(cache).read_text(long["text"]).length == 256
+
+
+def test_clips_and_pictures_take_the_bucket_that_fits_them(tiny, small_clips, tmp_path, capsys):
+    clips, cache = tmp_path / "clips", tmp_path / "cache"
+    clips.mkdir()
+    for path in small_clips.glob("01_*"):
+        shutil.copy(path, clips)
+    make_video(clips / "tall.mp4", frames=13, height=48, width=32).with_suffix(".txt").write_text("tall")
+    make_video(clips / "brief.mp4", frames=9).with_suffix(".txt").write_text("brief")
+    make_image(clips / "still.png")
+    assert main(["encode", *settings(tiny, clips, cache, "7x32x48, 13x32x48, 7x48x32, 1x32x48")]) == 0
+    buckets = {name: line["bucket"] for name, line in report_of(cache).items()}
+    film = next(clips.glob("01_*.mp4")).name
+    assert buckets == {film: "13x32x48", "tall.mp4": "7x48x32", "brief.mp4": "7x32x48", "still.png": "1x32x48"}
+    assert "1 x 13x32x48, 1 x 1x32x48, 1 x 7x32x48, 1 x 7x48x32" in capsys.readouterr().out
+    for entry in read_index(config_of(settings(tiny, clips, cache, "7x32x48, 13x32x48, 7x48x32, 1x32x48")).data).entries:
+        read_sample(Cache(cache), entry)
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_table_may_take_several_ranges_of_one_film_and_keeps_them_on_one_side(tiny, tmp_path, form):
+    rows = [(EXAMPLES / "01_cloud_and_meadow.mp4", start, start + 0.5, f"clouds {start}") for start in (0.0, 0.5, 1.0)]
+    rows.append((EXAMPLES / "04_stretching.mp4", None, None, "a rabbit, stretching"))
+    table = tmp_path / f"clips.{form}"
+    if form == "csv":
+        lines = ["file_name,start,end,text", *(f'{path},{start or ""},{end or ""},"{text}"' for path, start, end, text in rows)]
+    else:
+        keys = ("file_name", "start", "end", "text")
+        lines = [json.dumps(dict(zip(keys, (str(row[0]), *row[1:]), strict=True))) for row in rows]
+    table.write_text("\n".join(lines) + "\n")
+    cache = tmp_path / "cache"
+    assert main(["encode", *settings(tiny, table, cache), "--data.validation_fraction", "0.5"]) == 0
+    entries = index_of(cache)["entries"]
+    assert sorted(entry["caption"] for entry in entries) == ["a rabbit, stretching", "clouds 0.0", "clouds 0.5", "clouds 1.0"]
+    assert len({entry["latents"] for entry in entries}) == 4
+    sides = {"clouds": set(), "a rabb": set()}
+    for entry in entries:
+        sides[entry["caption"][:6]].add(entry["split"])
+    assert sorted(map(sorted, sides.values())) == [["train"], ["validation"]]
+
+
+def test_a_datasets_folder_gives_the_same_samples_as_the_files_in_it(tiny, tmp_path, encoded):
+    sources = sorted(EXAMPLES.glob("0[12]_*.mp4"))
+    table = datasets.Dataset.from_dict(
+        {
+            "clip": [{"path": path.name, "bytes": path.read_bytes()} for path in sources],
+            "text": [path.with_suffix(".txt").read_text() for path in sources],
+        },
+        features=datasets.Features({"clip": datasets.Video(decode=False), "text": datasets.Value("string")}),
+    )
+    table.save_to_disk(tmp_path / "saved")
+    assert main(["encode", *settings(tiny, tmp_path / "saved", tmp_path / "cache")]) == 0
+    found = {(entry["latents"], entry["text"]) for entry in index_of(tmp_path / "cache")["entries"]}
+    assert found == {(entry["latents"], entry["text"]) for entry in index_of(encoded[1])["entries"][:2]}
+
+
+def test_another_vae_precision_makes_entries_of_its_own(copied):
+    words, _, cache = copied
+    assert main(["encode", *words]) == 0
+    before = index_of(cache)
+    assert main(["encode", *words, "--encode.vae_precision", "bf16"]) == 0
+    after = index_of(cache)
+    assert after["vae"] == {**before["vae"], "precision": "bf16"}
+    assert not {entry["latents"] for entry in before["entries"]} & {entry["latents"] for entry in after["entries"]}
+    assert len(list((cache / "latents").iterdir())) == 4
+
+
+def test_a_full_disk_ends_the_run_with_its_path_and_no_index(copied, capsys, monkeypatch):
+    words, _, cache = copied
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mochi_lora.files.os.fsync", full)
+    assert main(["encode", *words]) == 1
+    assert f"error: {cache / 'latents'}" in capsys.readouterr().err
+    assert not (cache / "index").exists()
+
+
+def test_a_damaged_vae_ends_the_run_instead_of_shrinking_the_data_set(copied, capsys, monkeypatch):
+    words, clips, cache = copied
+    assert main(["encode", *words]) == 0
+    before = index_of(cache)
+    make_video(clips / "new.mp4", frames=7).with_suffix(".txt").write_text("new")
+
+    def load(*_, **__):
+        raise UserError("vae/diffusion_pytorch_model.safetensors: damaged")
+
+    monkeypatch.setattr(MochiVae, "load", load)
+    assert main(["encode", *words]) == 1
+    assert "error: vae/diffusion_pytorch_model.safetensors: damaged" in capsys.readouterr().err
+    assert index_of(cache) == before
+
+
+def test_ctrl_c_keeps_what_is_done(copied, monkeypatch):
+    words, _, cache = copied
+    read, seen = MochiVae.encode, []
+
+    def encode_one(vae, pixels):
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(1)
+        return read(vae, pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MochiVae, "encode", encode_one)
+        assert main(["encode", *words]) == 130
+    (done,) = (cache / "latents").iterdir()
+    stamp = done.stat().st_mtime_ns
+    assert main(["encode", *words]) == 0
+    assert done.stat().st_mtime_ns == stamp
+    assert len(index_of(cache)["entries"]) == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("command", [["encode"], ["sample", "--base-only"], ["inspect", "--decode", "1"]])
+def test_asking_for_a_gpu_that_is_not_there_says_so(encoded, command, capsys, tmp_path):
+    output = ["--output", str(tmp_path / "out")] if command[0] != "encode" else []
+    assert main([*command, *encoded[0], *output, "--engine.device", "cuda"]) == 1
+    assert "engine.device: cuda was asked for, but torch sees no GPU here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def _environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def _start(words):
+    command = [sys.executable, "-m", "mochi_lora", "encode", *words]
+    return subprocess.Popen(command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_as_if_never_killed(tiny, tmp_path):
+    """SIGKILL as soon as the first entry is there; a torn draft of the second is laid beside it."""
+    buckets = "19x64x112"
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    run = _start(settings(tiny, EXAMPLES, whole, buckets))
+    assert run.wait(timeout=120) == 0
+    run = _start(settings(tiny, EXAMPLES, killed, buckets))
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("latents/*.safetensors")):
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait(timeout=30) == -signal.SIGKILL
+    done = list(killed.glob("latents/*.safetensors"))
+    assert len(done) < 8, "the run was over before the kill: nothing was proven"
+    missing = next(path for path in whole.glob("latents/*") if not (killed / "latents" / path.name).exists())
+    torn = killed / "latents" / f"{missing.name}.tmp-1-0"
+    torn.write_bytes(missing.read_bytes()[:100])
+    stamps = {path: path.stat().st_mtime_ns for path in done}
+    run = _start(settings(tiny, EXAMPLES, killed, buckets))
+    assert run.wait(timeout=120) == 0
+    assert {path: path.stat().st_mtime_ns for path in done} == stamps
+    assert index_of(killed)["entries"] == index_of(whole)["entries"]
+    assert len(index_of(killed)["entries"]) == 8
+    for entry in index_of(whole)["entries"]:
+        ours, theirs = (Cache(root).read_latents(entry["latents"]) for root in (killed, whole))
+        assert torch.equal(ours.mean, theirs.mean)
+        assert torch.equal(ours.logvar, theirs.logvar)
+        assert torch.equal(*(Cache(root).read_text(entry["text"]).tokens for root in (killed, whole)))
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work_and_leave_the_same_index_as_one(tiny, tmp_path, small_clips, encoded):
+    cache, clips = tmp_path / "cache", small_clips
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "mochi_lora"]
+    done = subprocess.run(
+        [*launch, "encode", *settings(tiny, clips, cache)], env=_environment(), capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert index_of(cache) == index_of(encoded[1])
+    assert count_of("kept", done.stdout) == 4
+    assert count_of("of these already cached", done.stdout) == 0
+    assert done.stdout.count("of these already cached") == 1, "only the main process talks"
+    for entry in index_of(cache)["entries"]:
+        ours, theirs = (Cache(root).read_latents(entry["latents"]).mean for root in (cache, encoded[1]))
+        torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02)

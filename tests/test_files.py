@@ -1,0 +1,163 @@
+"""Writing: old content or new, nothing between, and a full disk is said to be full."""
+
+import errno
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+from safetensors import SafetensorError
+
+from mochi_lora import files
+from mochi_lora.files import DiskFullError, digest_of, read_json_lines, sha256_of_file, write_atomic, write_json, write_text
+
+# 3 MB into 1 MB. safetensors writes without Python's file objects, so its error has no errno.
+_ON_A_FULL_DISK = """
+import sys
+from pathlib import Path
+import numpy as np
+from safetensors.numpy import save_file
+from mochi_lora.files import DiskFullError, write_atomic, write_text
+folder = Path(sys.argv[1])
+for name, write in {
+    "a.txt": lambda path: write_text(path, "x" * 3_000_000),
+    "b.safetensors": lambda path: write_atomic(path, lambda draft: save_file({"x": np.zeros(400_000)}, draft)),
+}.items():
+    try:
+        write(folder / name)
+    except DiskFullError as error:
+        assert str(error).startswith(f"{folder / name}: the disk is full"), error
+    else:
+        raise SystemExit(f"{name} was written")
+assert list(folder.iterdir()) == [], list(folder.iterdir())
+print("refused twice")
+"""
+
+
+def _write_half(path):
+    path.write_text("half")
+    raise RuntimeError("the writer broke")
+
+
+def _interrupted(path):
+    path.write_text("half")
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("write", "error"), [(_write_half, RuntimeError), (_interrupted, KeyboardInterrupt)])
+def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path, write, error):
+    path = tmp_path / "deep" / "file.txt"
+    write_text(path, "old")
+    with pytest.raises(error):
+        write_atomic(path, write)
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_readers_see_the_old_content_until_the_new_is_whole(tmp_path):
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+
+    def write(temporary):
+        temporary.write_text("new")
+        assert temporary.parent == path.parent  # a rename across file systems would be a copy
+        assert path.read_text() == "old"
+
+    write_atomic(path, write)
+    assert path.read_text() == "new"
+
+
+def test_the_content_is_on_disk_before_its_name_is(tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    seen = []
+    monkeypatch.setattr(files, "sync_to_disk", lambda synced: seen.append((synced.name, path.exists())))
+    write_text(path, "new")
+    (draft, named_early), (folder, named_late) = seen
+    assert draft.startswith("file.txt.tmp-")
+    assert not named_early
+    assert (folder, named_late) == (tmp_path.name, True)
+
+
+def test_two_writers_of_one_path_do_not_share_a_draft(tmp_path):
+    path = tmp_path / "file.txt"
+
+    def write(temporary):
+        temporary.write_text("outer")
+        write_text(path, "inner")
+        assert temporary.read_text() == "outer"
+
+    write_atomic(path, write)
+    assert path.read_text() == "outer"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_named_with_its_path(tmp_path, monkeypatch, error):
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+
+    def fail(_):
+        raise error
+
+    with pytest.raises(DiskFullError, match=r"file\.txt: the disk is full; free some space") as caught:
+        write_atomic(path, fail)
+    assert caught.value.__cause__ is error
+    monkeypatch.setattr(files.os, "fsync", fail)  # delayed allocation: the disk may be found full only here
+    with pytest.raises(DiskFullError, match=r"file\.txt: the disk is full"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), SafetensorError("invalid (os error 128)")])
+def test_another_failure_is_not_called_a_full_disk(tmp_path, error):
+    def fail(_):
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        write_atomic(tmp_path / "file.txt", fail)
+    assert caught.value is error
+
+
+def test_a_disk_that_is_really_full(tmp_path):
+    mount = f"mount -t tmpfs -o size=1m tmpfs '{tmp_path}'"  # in a mount namespace of its own: gone with the process
+    if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode != 0:
+        pytest.skip("mounting takes root")
+    command = f"{mount} && exec '{sys.executable}' -c \"$0\" '{tmp_path}'"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", command, _ON_A_FULL_DISK], capture_output=True, text=True)
+    assert done.stdout == "refused twice\n", done.stderr
+
+
+def test_text_is_utf8_whatever_the_locale(tmp_path):
+    write_json(tmp_path / "a.json", {"caption": "schöne Blüte 兔"})
+    content = (tmp_path / "a.json").read_bytes()
+    assert "schöne Blüte 兔".encode() in content
+    assert json.loads(content) == {"caption": "schöne Blüte 兔"}
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 3', '{"step": 3}'])
+def test_a_last_line_cut_off_by_a_kill_is_left_out(tmp_path, torn):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n' + torn)
+    assert read_json_lines(path) == [{"step": 1}, {"step": 2}]
+    assert read_json_lines(tmp_path / "none.jsonl") == []
+
+
+def test_the_hash_of_a_file_is_that_of_all_its_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_HASH_BLOCK", 7)
+    content = bytes(range(256))
+    (tmp_path / "a").write_bytes(content)
+    assert sha256_of_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_digest_knows_content_and_not_the_order_of_keys():
+    assert digest_of({"a": 1, "b": [1, 2]}) == digest_of({"b": [1, 2], "a": 1})
+    assert digest_of({"a": 1, "b": [1, 2]}) != digest_of({"a": 1, "b": [2, 1]})
