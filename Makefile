@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 CONFIG := quickstart.yaml
 TINY := build/mochi-tiny
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
@@ -23,6 +23,7 @@ venv: $(STAMP)
 # torch alone first: its exact version decides between the CPU and the CUDA build before anything else can ask for one.
 # No build isolation: an isolated build would fetch a setuptools that constraints.txt does not see.
 $(STAMP): pyproject.toml constraints.txt
+	@echo 'installing into $(VENV): about 2.4 GB on a CPU machine, a few minutes'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) setuptools torch==2.13.0
 	$(PIP) --no-build-isolation -e '.[test]'
