@@ -1,6 +1,7 @@
 """The command line: words in, one call of a command module out. Heavy rooms are imported by the command that needs them.
 
-Exit status: 0 done, 1 a `UserError` while working, 2 a wrong command line or configuration, 130 interrupted.
+Exit status: 0 done, 1 a `UserError` while working, 2 a wrong command line or configuration, 130 interrupted; a training
+run that a signal stopped and that was saved ends with 128 + the signal's number.
 """
 
 import argparse

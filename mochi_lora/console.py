@@ -3,15 +3,27 @@
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 _is_main = int(os.environ.get("RANK", "0")) == 0
 # Logs (a pipe, CI) get wide lines: rich's guess of 80 columns would break paths and tables.
 _LOG_WIDTH = 160
+_LOG_SECONDS = 30.0
 console = Console(quiet=not _is_main, soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else _LOG_WIDTH)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -19,6 +31,21 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False)
 def hush_libraries() -> None:
     """Silence what bitsandbytes logs on every import beside a CPU torch: an optional kernel it can do without."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+class _Lines(Progress):
+    """Progress for a pipe or a log file, where rich shows nothing before the end: a line now and then."""
+
+    def __init__(self, *columns: ProgressColumn, console: Console) -> None:
+        super().__init__(*columns, console=console)
+        self._printed = time.monotonic()
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:  # noqa: ANN401 - rich's signature
+        """As rich's, and a line if the last one is old."""
+        super().update(task_id, **changes)
+        if time.monotonic() - self._printed >= _LOG_SECONDS:
+            self._printed = time.monotonic()
+            self.console.print(self.make_tasks_table(self.tasks))
 
 
 def progress_bar(*extra: TextColumn) -> Progress:
@@ -32,7 +59,9 @@ def progress_bar(*extra: TextColumn) -> Progress:
         TimeRemainingColumn(),
         *extra,
     )
-    return Progress(*columns, console=console, transient=False, refresh_per_second=2)
+    return (
+        Progress(*columns, console=console, refresh_per_second=2) if console.is_terminal else _Lines(*columns, console=console)
+    )
 
 
 def print_table(title: str, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:

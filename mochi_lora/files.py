@@ -5,10 +5,12 @@ most a `*.tmp-<pid>-<n>` file, which the next writer of the same folder may dele
 """
 
 import errno
+import fcntl
 import hashlib
 import itertools
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +63,29 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         sync_to_disk(path.parent)
 
 
+@contextmanager
+def only_one(folder: Path, what: str) -> Iterator[None]:
+    """Hold `folder` against a second process; the system lets go when we die. Raises UserError if somebody else has it.
+
+    The lock lies beside the folder, which may be renamed or not be there yet.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            message = f"{folder}: another process is {what} here; wait for it, stop it, or choose another folder"
+            raise UserError(message) from error
+        yield
+
+
+def remove_abandoned(folder: Path, *, older_than_seconds: float = 0.0) -> None:
+    """Delete the temporary files that kills left anywhere under `folder`; give an age where others may be writing."""
+    for path in folder.rglob("*.tmp-*"):
+        if path.is_file() and time.time() - path.stat().st_mtime >= older_than_seconds:
+            path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """`text` as UTF-8 under `path`, atomically."""
     write_atomic(path, lambda temporary: _write_text(temporary, text))
@@ -69,15 +94,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - JSON is any
     """`content` as indented JSON under `path`, atomically."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSONL file; a last line cut off by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    complete = lines[:-1]  # what follows the last newline is empty, or torn
-    return [json.loads(line) for line in complete if line]
 
 
 def sha256_of_file(path: Path) -> str:

@@ -82,7 +82,7 @@ def write_data(config: Config, *, clips: int = 6, held_out: int = 2) -> Index:
         entries.append(IndexEntry(name, f"{number:064d}", bucket, *keys, caption, split))
     cache.write_text(text_key(PROMPT, text), embedding(3, 99), {})
     cache.write_text(text_key("", text), embedding(0, 0), {})
-    index = Index(vae, text, stats.mean, stats.std, stats.scale, tuple(entries))
+    index = Index(config.model.base, config.model.revision, vae, text, stats.mean, stats.std, stats.scale, tuple(entries))
     write_index(config.data, index)
     return index
 

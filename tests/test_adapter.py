@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -279,17 +280,17 @@ def test_what_is_current_is_a_copy(load_tiny: Load) -> None:
 
 def test_an_adapter_for_another_architecture_is_refused(load_tiny: Load) -> None:
     tensors = {f"transformer_blocks.7.attn1.to_q.lora_{which}.weight": torch.zeros(4, 4) for which in "AB"}
-    with pytest.raises(UserError, match=r"1 of 1 modules are not in this model .*another architecture"):
-        lora.put(load_tiny().transformer, Adapter(tensors, {"r": 4, "target_modules": ["to_q"]}), "foreign")
+    with pytest.raises(UserError, match=r"far.safetensors: 1 of 1 modules are not in this model .*another architecture"):
+        lora.put(load_tiny().transformer, Adapter(tensors, {"r": 4, "target_modules": ["to_q"]}, "far.safetensors"), "foreign")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: tensors.popitem(), "1 tensors differ from what its rank and targets ask for"),
+        (lambda tensors: tensors.popitem(), "1 tensors differ from what rank and targets ask for"),
         (
             lambda tensors: tensors.update({key: tensor[:, :3] for key, tensor in tensors.items()}),
-            "it was made for another rank",
+            "its header states another rank",
         ),
     ],
 )
@@ -312,9 +313,24 @@ def test_an_adapter_that_does_not_fill_its_places_is_refused(load_tiny: Load, ch
 def test_a_starting_adapter_of_another_scale_is_refused_with_the_setting_to_change(
     load_tiny: Load, tmp_path, other: dict, setting: str
 ) -> None:
-    model = load_tiny()
-    lora.attach(model.transformer, AdapterConfig(), 0)
-    start = trained(load_tiny(), AdapterConfig(**other))
+    start = replace(trained(load_tiny(), AdapterConfig(**other)), source="start.safetensors")
     with pytest.raises(UserError, match=f"start.safetensors .*set adapter.{setting}"):
-        lora.require_same_scale(model.transformer, start, tmp_path / "start.safetensors")
-    lora.require_same_scale(model.transformer, trained(load_tiny(), AdapterConfig()), tmp_path / "start.safetensors")
+        lora.require_same_scale(AdapterConfig(), start)
+    lora.require_same_scale(AdapterConfig(), trained(load_tiny(), AdapterConfig()))
+
+
+@pytest.mark.parametrize("targets", [r"attn1.*", r"attn1\..*", r".*"])
+def test_a_pattern_that_also_names_norms_adapts_the_linears(load_tiny: Load, targets: str) -> None:
+    parameters = lora.attach(load_tiny().transformer, AdapterConfig(targets=targets), 0)
+    assert any("attn1.to_q.lora_A" in name for name in parameters)
+    assert not any("norm_q" in name for name in parameters)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"r": 4, "lora_alpha": 4, "target_modules": ["to_nothing"]}, {"r": 0, "lora_alpha": 4, "target_modules": ["to_q"]}],
+)
+def test_a_configuration_peft_cannot_read_is_refused_by_file(load_tiny: Load, config: dict) -> None:
+    tensors = {f"transformer_blocks.0.attn1.to_q.lora_{which}.weight": torch.zeros(4, 4) for which in "AB"}
+    with pytest.raises(UserError, match=r"odd\.safetensors"):
+        lora.put(load_tiny().transformer, Adapter(tensors, config, "odd.safetensors"), "odd")

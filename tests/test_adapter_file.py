@@ -297,7 +297,22 @@ QKV_ONLY = '{"qkv_proj_lora_rank": 4, "qkv_proj_lora_alpha": 8}'
 def test_a_genmo_lora_without_its_alphas_is_refused(tmp_path: Path, metadata: dict | None) -> None:
     save_file(load_file(GENMO), tmp_path / NAME, metadata=metadata)
     with pytest.raises(UserError, match=f"{NAME}: .*`kwargs` (lacks|is not)"):
-        load_adapter(tmp_path / NAME, assume_alpha_is_rank=True)
+        load_adapter(tmp_path / NAME)
+
+
+def test_a_genmo_lora_without_its_alphas_loads_at_scale_one_where_that_is_said(tmp_path: Path) -> None:
+    save_file(load_file(GENMO), tmp_path / NAME)
+    adapter, raw = load_adapter(tmp_path / NAME, assume_alpha_is_rank=True), load_file(GENMO)
+    query = adapter.tensors["transformer_blocks.0.attn1.to_q.lora_B.weight"]
+    assert torch.equal(query, raw["blocks.0.attn.qkv_x.lora_B"].float().chunk(3)[0])
+
+
+@pytest.mark.parametrize("value", ['"8"', "true", "null"])
+def test_an_alpha_that_is_no_number_is_refused(tmp_path: Path, value: str) -> None:
+    kwargs = f'{{"qkv_proj_lora_alpha": {value}, "out_proj_lora_alpha": {value}}}'
+    save_file(load_file(GENMO), tmp_path / NAME, metadata={"kwargs": kwargs})
+    with pytest.raises(UserError, match=f"{NAME}: header says .*_alpha = .*expected a number"):
+        load_adapter(tmp_path / NAME)
 
 
 @pytest.mark.parametrize(
@@ -327,5 +342,5 @@ def test_an_adapter_for_another_width_is_refused(load_tiny: Load) -> None:
     for name, tensor in adapter.tensors.items():
         if name.endswith("to_q.lora_A.weight"):
             adapter.tensors[name] = tensor[:, :100].clone()
-    with pytest.raises(UserError, match="it was made for another rank or architecture"):
+    with pytest.raises(UserError, match=r"lora_small\.safetensors: .*another architecture"):
         put(load_tiny().transformer, adapter, "foreign")

@@ -87,7 +87,7 @@ def test_a_download_that_fails_is_a_message_about_the_base(monkeypatch, error: E
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(UserError, match=r"model\.base: nobody/nothing could not be fetched from the hub"):
+    with pytest.raises(UserError, match=r"model\.base: there is no local folder nobody/nothing, and the hub has not given vae"):
         locate("nobody/nothing", None, "vae")
 
 
@@ -151,3 +151,9 @@ def test_files_that_are_no_part_of_the_model_do_not_count(folder: Path) -> None:
 def test_a_folder_without_model_files_has_no_fingerprint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{tmp_path}: no .json or .safetensors file"):
         fingerprint(tmp_path)
+
+
+def test_a_hub_model_without_the_component_is_said_so(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_args, **_options: str(tmp_path))
+    with pytest.raises(UserError, match="somebody/something on the hub has no vae"):
+        locate("somebody/something", None, "vae")

@@ -1,15 +1,19 @@
 """Configuration: what is refused and how it is said; the annotated reference and the recipes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from mochi_lora.config.load import dump_config, find_config, load_config
 from mochi_lora.config.problems import ConfigError
 from mochi_lora.config.reference import json_schema, reference_yaml
-from mochi_lora.config.schema import Config
+from mochi_lora.config.schedule import linear_quadratic_schedule
+from mochi_lora.config.schema import Config, SampleConfig
+from mochi_lora.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SETTINGS = [
@@ -108,8 +112,13 @@ def test_all_problems_of_file_and_command_line_come_at_once_with_their_origin(tm
         ("--adapter.rank=true", "adapter.rank: got true"),
         ("--adapter.dora=perhaps", "adapter.dora: got 'perhaps', expected a valid boolean"),
         ("--train.betas=[0.9]", "train.betas[1]: got [0.9], expected one value more"),
+        ("--train.betas=[0.9, 1]", "train.betas[1]: got 1, expected less than 1"),
+        ("--train.betas=[-0.1, 0.999]", "train.betas[0]: got -0.1, expected greater than or equal to 0"),
         ("--sample.guidance=much", "sample.guidance: got 'much', expected a valid number or a list"),
-        ("--sample.guidance=[6, 5]", "guidance has 2 values for 64 steps"),
+        ("--sample.guidance=[6, 5]", "sample.guidance: guidance has 2 values for 64 steps"),
+        ("--sample.linear_steps=64", "sample.linear_steps: linear_steps 64 of 64 steps: take at least 1 and fewer"),
+        ("--sample.threshold_noise=0.9", "sample.threshold_noise: threshold_noise 0.9 with 32 linear steps of 64: sigma does"),
+        ("--sample.threshold_noise=1e-17", "sample.threshold_noise: threshold_noise 1e-17 with 32 linear steps of 64"),
         ("--train.warmup_steps=1000", "warmup_steps 1000 must be smaller than steps 1000"),
         ("--model.revision=!!python/name:os.system", None),
     ],
@@ -206,6 +215,25 @@ def test_the_reference_lists_every_setting_with_its_default_below_its_sentence(s
             at, last_section = lines.index(f"{section}:"), section
         comment, at = above(lines, f"  {name}:", at)
         assert " ".join(field.description.split()) in comment, f"{section}.{name}"
+
+
+def test_both_references_open_with_the_same_words():
+    by_hand, generated = (CONFIGS / "style.yaml").read_text(encoding="utf-8"), reference_yaml()
+    assert by_hand.splitlines()[:2] == generated.splitlines()[:2]
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7])
+@pytest.mark.parametrize("linear_steps", [None, 1, 2, 6])
+@pytest.mark.parametrize("threshold_noise", [0.001, 0.2, 0.5, 0.75, 0.99])
+def test_what_loads_is_what_the_sampler_takes(steps, linear_steps, threshold_noise):
+    settings = {"steps": steps, "linear_steps": linear_steps, "threshold_noise": threshold_noise}
+    try:
+        linear_quadratic_schedule(steps, threshold_noise, linear_steps)
+    except UserError as refused:
+        with pytest.raises(ValidationError, match=re.escape(str(refused))):
+            SampleConfig(**settings)
+    else:
+        assert SampleConfig(**settings).linear_steps == linear_steps
 
 
 def test_every_setting_has_a_sentence():

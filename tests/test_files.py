@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import subprocess
 import sys
 
@@ -10,7 +11,16 @@ import pytest
 from safetensors import SafetensorError
 
 from mochi_lora import files
-from mochi_lora.files import DiskFullError, digest_of, read_json_lines, sha256_of_file, write_atomic, write_json, write_text
+from mochi_lora.files import (
+    DiskFullError,
+    digest_of,
+    only_one,
+    remove_abandoned,
+    sha256_of_file,
+    write_atomic,
+    write_json,
+    write_text,
+)
 
 # 3 MB into 1 MB. safetensors writes without Python's file objects, so its error has no errno.
 _ON_A_FULL_DISK = """
@@ -143,14 +153,6 @@ def test_text_is_utf8_whatever_the_locale(tmp_path):
     assert json.loads(content) == {"caption": "schöne Blüte 兔"}
 
 
-@pytest.mark.parametrize("torn", ["", '{"step": 3', '{"step": 3}'])
-def test_a_last_line_cut_off_by_a_kill_is_left_out(tmp_path, torn):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n' + torn)
-    assert read_json_lines(path) == [{"step": 1}, {"step": 2}]
-    assert read_json_lines(tmp_path / "none.jsonl") == []
-
-
 def test_the_hash_of_a_file_is_that_of_all_its_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_HASH_BLOCK", 7)
     content = bytes(range(256))
@@ -161,3 +163,30 @@ def test_the_hash_of_a_file_is_that_of_all_its_bytes(tmp_path, monkeypatch):
 def test_a_digest_knows_content_and_not_the_order_of_keys():
     assert digest_of({"a": 1, "b": [1, 2]}) == digest_of({"b": [1, 2], "a": 1})
     assert digest_of({"a": 1, "b": [1, 2]}) != digest_of({"a": 1, "b": [2, 1]})
+
+
+def test_a_folder_is_held_against_a_second_process_and_let_go(tmp_path):
+    folder = tmp_path / "run"
+    attempt = (
+        "import pathlib, sys\nfrom mochi_lora.files import only_one\n"
+        f"with only_one(pathlib.Path({str(folder)!r}), 'training'): pass\n"
+    )
+    with only_one(folder, "training"):
+        held = subprocess.run([sys.executable, "-c", attempt], capture_output=True, text=True)
+    free = subprocess.run([sys.executable, "-c", attempt], capture_output=True, text=True)
+    assert "another process is training here" in held.stderr
+    assert free.returncode == 0, free.stderr
+    assert not folder.exists()
+
+
+def test_only_temporary_files_old_enough_are_swept(tmp_path):
+    old, young, kept = (tmp_path / "deep" / name for name in ("a.tmp-1-0", "b.tmp-2-0", "c.safetensors"))
+    old.parent.mkdir()
+    for path in (old, young, kept):
+        path.write_text("x")
+    os.utime(old, (0, 0))
+    os.utime(kept, (0, 0))
+    remove_abandoned(tmp_path, older_than_seconds=3600)
+    assert (old.exists(), young.exists(), kept.exists()) == (False, True, True)
+    remove_abandoned(tmp_path)
+    assert not young.exists()

@@ -8,11 +8,11 @@ import pytest
 import torch
 from inputs import SHAPE, caption, hash_of_base, normal, relative
 
+from mochi_lora.config.schedule import linear_quadratic_schedule
 from mochi_lora.config.schema import SampleConfig
 from mochi_lora.data.samples import TextEmbedding
 from mochi_lora.inference.generate import condition, generate_latents
 from mochi_lora.inference.sampler import Cancelled, draw_noise
-from mochi_lora.inference.schedule import linear_quadratic_schedule
 from mochi_lora.model.transformer import TextBatch, VelocityModel
 
 Load = Callable[..., VelocityModel]

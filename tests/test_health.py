@@ -78,7 +78,13 @@ def test_the_batch_can_be_run_again_from_its_file(tmp_path):
     with safe_open(tmp_path / "non-finite-step-000010-rank2.safetensors", framework="pt") as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         header = file.metadata()
-    assert header == {"step": "10", "clips": "a\nb\nc", "text_lengths": "3 3 3"}
+    assert header == {
+        "step": "10",
+        "clips": "a\nb\nc",
+        "text_lengths": "3 3 3",
+        "positions": " ".join(str(p) for b in (first, second) for p in b.positions),
+    }
+    assert torch.equal(stored["micro0.anchor"], first.anchor)
     clean, noise, sigma = (stored[f"micro0.{name}"] for name in ("clean", "noise", "sigma"))
     assert torch.equal(interpolate(clean, noise, sigma), interpolate(first.clean, first.noise, first.sigma))
     assert torch.equal(velocity_target(clean, noise), velocity_target(first.clean, first.noise))

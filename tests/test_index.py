@@ -17,6 +17,8 @@ from mochi_lora.spec import Bucket
 BUCKET = Bucket(7, 32, 48)
 FOX = IndexEntry("fox.mp4@1.5s", "ab" * 32, str(BUCKET), "latents-key", "text-key", "ein Füchslein", "train")
 INDEX = Index(
+    base="model",
+    revision=None,
     vae=EncoderIdentity("0123", "fp32"),
     text=EncoderIdentity("4567", "bf16"),
     latents_mean=(0.1, -0.2),
@@ -119,7 +121,7 @@ def test_a_prompt_is_found_where_encode_put_it_and_named_otherwise(data):
     cache.write_text(prompt_key(INDEX, "a fox"), TextEmbedding(tokens), {})
     prompts = CachedPrompts(cache, INDEX)
     assert torch.equal(prompts(" a fox ").tokens, tokens.bfloat16())
-    with pytest.raises(UserError, match=r"sample\.prompts: 'a hare' is not in the cache .*run encode again"):
+    with pytest.raises(UserError, match=r"prompt 'a hare' of sample is not in the cache .*run encode again"):
         prompts("a hare")
-    with pytest.raises(UserError, match="'a fox' is not in the cache"):
+    with pytest.raises(UserError, match="'a fox' of sample is not in the cache"):
         CachedPrompts(cache, replace(INDEX, text=EncoderIdentity("4567", "fp32")))("a fox")

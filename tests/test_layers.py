@@ -3,6 +3,7 @@
 import ast
 import re
 import statistics
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -231,6 +232,24 @@ def test_no_file_names_the_machine_it_was_written_on(trace):
             continue
         found += [f"{path.relative_to(ROOT)}: {match.group()}" for match in re.finditer(trace, text)]
     assert found == []
+
+
+def test_the_security_page_names_every_pickle_that_is_opened():
+    opening = {
+        path.relative_to(ROOT).as_posix() for path in program_files() if "torch.load(" in path.read_text(encoding="utf-8")
+    }
+    assert opening == {"mochi_lora/training/checkpoint.py"}
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    assert "nothing is unpickled" not in text.lower()
+    (line,) = [line for line in text.splitlines() if line.startswith("| checkpoints |")]
+    assert "`optimizer.pt`" in line
+    assert "`torch.load(weights_only=True)`" in line
+
+
+def test_types_are_checked_everywhere_but_in_the_tests():
+    checked = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]["files"]
+    committed = {path.relative_to(ROOT).parts[0] for path in committed_files() if path.suffix == ".py"}
+    assert committed - {"tests"} == set(checked)
 
 
 def test_nothing_is_unpickled_or_evaluated():

@@ -1,6 +1,8 @@
 """The wheel: it holds the package, installs into a clean environment, and works there without the checkout."""
 
 import ast
+import email
+import json
 import re
 import shutil
 import subprocess
@@ -12,6 +14,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -41,6 +47,15 @@ def test_every_requirement_is_pinned_at_or_above_its_floor():
     for name, floor in requirements():
         assert name in pins, f"{name} is not in constraints.txt"
         assert as_numbers(pins[name]) >= as_numbers(floor), name
+
+
+def test_every_floor_is_the_lowest_version_the_project_was_run_with():
+    """Of the GPU machine only what is lower than the pin; benchmarks/results holds its torch, diffusers and peft."""
+    run = {name: {Version(version)} for name, version in pinned().items()}
+    for name, version in {"torch": "2.11.0", "transformers": "5.17.0", "huggingface-hub": "1.33.0"}.items():
+        run[name].add(Version(version))
+    floors = {name: Version(floor) for name, floor in requirements() if name != "setuptools"}  # 77: the first with PEP 639
+    assert {name: str(floor) for name, floor in floors.items() if floor != min(run[name])} == {}
 
 
 def test_every_pin_is_one_exact_public_version():
@@ -107,6 +122,42 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel):
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mochi_lora").rglob("*.py")} | {"mochi_lora/py.typed"}
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert {"LICENSE", "NOTICE"} <= {Path(name).name for name in names}
+
+
+@pytest.mark.slow
+def test_the_pins_satisfy_what_the_wheel_asks_for(wheel):
+    """From the metadata users' pip will read, not from pyproject.toml."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_bytes(archive.read(name))
+    assert Version(sys.version.split()[0]) in SpecifierSet(metadata["Requires-Python"])
+    assert set(metadata.get_all("Provides-Extra")) == {"tensorboard", "trackio", "test"}
+    asked = [Requirement(text) for text in metadata.get_all("Requires-Dist")]
+    assert len(asked) > 20
+    pins = {**{canonicalize_name(name): version for name, version in pinned().items()}, "mochi-lora": metadata["Version"]}
+    refused = [str(need) for need in asked if pins[canonicalize_name(need.name)] not in need.specifier]
+    assert refused == []
+
+
+def resolve(python, wheel, scratch, *arguments):
+    """What pip would install for the wheel with its extras, when it may use only what the environment already holds."""
+    report = scratch / "report.json"
+    options = ["--dry-run", "--no-index", "--report", str(report), *arguments]
+    call = [sys.executable, "-m", "pip", f"--python={python}", "install", *options, f"{wheel}[test,tensorboard,trackio]"]
+    done = subprocess.run(call, capture_output=True, text=True)
+    found = json.loads(report.read_text()) if done.returncode == 0 else {"install": []}
+    return done, [entry["metadata"]["name"] for entry in found["install"]]
+
+
+@pytest.mark.slow
+def test_the_installed_versions_resolve_the_wheel_with_its_extras(clean_python, wheel, tmp_path):
+    done, new = resolve(clean_python, wheel, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set(new) <= {"mochi-lora"}
+    (tmp_path / "lower.txt").write_text("pydantic<2\n")
+    done, _ = resolve(clean_python, wheel, tmp_path, "-c", str(tmp_path / "lower.txt"))
+    assert done.returncode != 0, "pip resolved nothing: this test cannot fail"
+    assert "pydantic<2" in done.stdout
 
 
 @pytest.mark.slow

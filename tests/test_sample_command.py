@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -115,6 +116,8 @@ def test_the_json_beside_a_video_says_all_that_made_it(sample, adapters, tiny):
         "base": str(tiny),
         "base_revision": None,
         "base_fingerprint": fingerprint(tiny / "transformer"),
+        "vae_fingerprint": fingerprint(tiny / "vae"),
+        "text_fingerprint": fingerprint(tiny / "text_encoder"),
         "text_precision": "fp32",
         "plan": {"device": "cpu", "precision": "fp32", "attention": "auto", "checkpointing": "none"},
         "vae_tiling": False,
@@ -126,7 +129,8 @@ def test_the_json_beside_a_video_says_all_that_made_it(sample, adapters, tiny):
         "guidance": [3.0, 1.5],
         "threshold_noise": 0.025,
         "linear_steps": None,
-        "versions": {"mochi_lora": __version__, "torch": torch.__version__},
+        "versions": {"mochi_lora": __version__}
+        | {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
     }
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from mochi_lora.config.schedule import guidance_schedule, linear_quadratic_schedule
 from mochi_lora.inference.sampler import Cancelled, draw_noise, sample_latents
-from mochi_lora.inference.schedule import guidance_schedule, linear_quadratic_schedule
 
 SHAPE = (2, 12, 3, 4, 6)
 

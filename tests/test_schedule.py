@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mochi_lora.config.schedule import guidance_schedule, linear_quadratic_schedule
 from mochi_lora.errors import UserError
-from mochi_lora.inference.schedule import guidance_schedule, linear_quadratic_schedule
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "sigma_schedules.json").read_text())
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -151,11 +152,23 @@ datasets.Dataset.from_dict({"file_name": [clip], "text": ["by name"], "start": [
 """
 
 
-def test_a_saved_datasets_folder_is_read_without_decoding_and_extracted_once(tmp_path):
-    clip = _clip(tmp_path / "a.mp4", None)
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    subprocess.run([sys.executable, "-c", _SAVE, str(tmp_path), str(clip)], check=True, env=environment, capture_output=True)
-    saved = tmp_path / "saved"
+@pytest.fixture(scope="module")
+def datasets_made(tmp_path_factory):
+    """Folder of a.mp4 and the datasets saved, splits, columns and names."""
+    folder = tmp_path_factory.mktemp("datasets")
+    clip = _clip(folder / "a.mp4", None)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
+    subprocess.run([sys.executable, "-c", _SAVE, str(folder), str(clip)], check=True, env=environment, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def saved(datasets_made, tmp_path):
+    return shutil.copytree(datasets_made / "saved", tmp_path / "saved")
+
+
+def test_a_saved_datasets_folder_is_read_without_decoding_and_extracted_once(datasets_made, saved):
+    clip = datasets_made / "a.mp4"
     sources, (rejection,) = list_sources(saved)
     by_caption = {source.caption: source.path for source in sources}
     assert by_caption.keys() == {"by path", "by bytes"}
@@ -168,8 +181,38 @@ def test_a_saved_datasets_folder_is_read_without_decoding_and_extracted_once(tmp
     written = extracted.stat().st_mtime_ns
     assert list_sources(saved)[0] == sources
     assert extracted.stat().st_mtime_ns == written
-    assert list_sources(tmp_path / "names") == ([ClipSource(clip, "by name", 1.5)], [])
+    assert list_sources(datasets_made / "names") == ([ClipSource(clip, "by name", 1.5)], [])
     with pytest.raises(UserError, match=r"holds several splits \(train\)"):
-        list_sources(tmp_path / "splits")
+        list_sources(datasets_made / "splits")
     with pytest.raises(UserError, match=r"expected a column text .* found: video .*caption"):
-        list_sources(tmp_path / "columns")
+        list_sources(datasets_made / "columns")
+
+
+def test_rows_of_a_saved_dataset_keep_no_media_in_memory(saved):
+    from mochi_lora.data.hub_folder import rows_of_saved_dataset
+
+    rows, _ = rows_of_saved_dataset(saved)
+    assert [row["text"] for _, row in rows] == ["by path", "by bytes"]
+    assert all(row.keys() == {"text", "file_name"} and isinstance(row["file_name"], str) for _, row in rows)
+
+
+def test_media_that_cannot_be_extracted_are_told_with_the_dataset(saved):
+    (saved / ".extracted").write_text("in the way")  # as root, permissions stop nothing
+    with pytest.raises(UserError, match=r"saved: its embedded media cannot be written to .*\.extracted .*copy the dataset"):
+        list_sources(saved)
+
+
+@pytest.mark.parametrize("damage", ["no arrow", "half an arrow", "half a state", "no files named"])
+def test_a_damaged_saved_dataset_is_refused_by_name(saved, damage):
+    arrow, state = next(saved.glob("*.arrow")), saved / "state.json"
+    match damage:
+        case "no arrow":
+            arrow.unlink()
+        case "half an arrow":
+            arrow.write_bytes(arrow.read_bytes()[: arrow.stat().st_size // 2])
+        case "half a state":
+            state.write_bytes(state.read_bytes()[: state.stat().st_size // 2])
+        case "no files named":
+            state.write_text("{}")
+    with pytest.raises(UserError, match=f"data.clips: {saved}: damaged or incomplete Hugging Face dataset .* again"):
+        list_sources(saved)

@@ -17,7 +17,7 @@ from mochi_lora.config.schema import TrackingConfig
 from mochi_lora.errors import UserError
 from mochi_lora.training import tracker_backends
 from mochi_lora.training.tracker_backends import rows_in_wandb_files, wandb_records
-from mochi_lora.training.tracking import HISTORY, Silent, open_trackers, start_over
+from mochi_lora.training.tracking import HISTORY, Silent, open_trackers
 
 CONFIG = {"train": {"steps": 40}, "adapter": {"rank": 8}}
 
@@ -140,16 +140,10 @@ def test_a_tracker_that_is_ahead_is_continued_behind_its_last_row(tmp_path, caps
     assert "holds 5 records" in capsys.readouterr().out
 
 
-def test_starting_over_forgets_history_and_identity(tmp_path):
+def test_a_tracker_switched_off_keeps_its_identity(tmp_path):
     (tmp_path / "tracker_ids.json").write_text('{"wandb": "aaaaaaaa"}')
     with _open(tmp_path) as trackers:
-        trackers.log(10, {"loss": 1})
-        assert trackers.run_ids == {"wandb": "aaaaaaaa"}, "a tracker switched off keeps its identity"
-    start_over(tmp_path)
-    with _open(tmp_path) as trackers:
-        trackers.log(10, {"loss": 2})
-        assert trackers.run_ids == {}
-    assert [line["loss"] for line in _lines(tmp_path)] == [2]
+        assert trackers.run_ids == {"wandb": "aaaaaaaa"}
 
 
 def test_other_processes_are_silent(tmp_path):

@@ -11,11 +11,13 @@ from safetensors.torch import load_file, save_file
 from synthetic import SMALL, distance, latents_name, make_run, posterior, records, same_tensors
 
 from mochi_lora.cli import main
+from mochi_lora.commands.previews import Previews
 from mochi_lora.commands.run_events import RunEvents
 from mochi_lora.config.load import load_config
 from mochi_lora.data.cache import Cache
 from mochi_lora.data.index import read_index, write_index
 from mochi_lora.data.samples import Posterior
+from mochi_lora.files import only_one
 from mochi_lora.model.adapter_file import load_adapter, read_provenance
 
 
@@ -293,7 +295,6 @@ def test_training_starts_from_another_adapter(copy, tmp_path):
     [
         (["--adapter.rank", "8"], "rank 4, this configuration 8; set adapter.rank: 4"),
         (["--adapter.alpha", "4"], "alpha 8.0, this configuration 4.0; set adapter.alpha: 8.0"),
-        (["--adapter.targets", "visual_attention"], "differ from what its rank and targets ask for"),
     ],
 )
 def test_an_adapter_that_means_something_else_is_no_start(copy, capsys, tmp_path, words, told):
@@ -301,6 +302,12 @@ def test_an_adapter_that_means_something_else_is_no_start(copy, capsys, tmp_path
     folder = tmp_path / "next"
     assert told in refused(capsys, copy, "--run.folder", str(folder), "--adapter.init_adapter", start, *words)
     assert not folder.exists()
+
+
+def test_a_start_for_other_targets_is_refused(copy, capsys, tmp_path):
+    start = str(run_of(copy) / "adapter.safetensors")
+    words = ["--run.folder", str(tmp_path / "next"), "--adapter.init_adapter", start, "--adapter.targets", "visual_attention"]
+    assert "differ from what rank and targets ask for" in refused(capsys, copy, *words)
 
 
 # Bad input
@@ -324,12 +331,12 @@ def test_a_cache_of_another_encoder_is_refused(start, tiny, tmp_path, capsys, co
     config.write_text(config.read_text() + " ")
     told = refused(capsys, start, "--model.base", str(base))
     assert f"encoded with another {component}" in told
-    assert "run encode again, or set model.base back" in told
+    assert "run encode again, or put the old value back" in told
 
 
 def test_a_sample_prompt_that_was_not_embedded_is_named_before_anything_is_written(start, capsys):
     told = refused(capsys, start, "--train.sample_every", "2", "--sample.prompts", "[a zebra]")
-    assert "'a zebra' is not in the cache" in told
+    assert "'a zebra' of sample is not in the cache" in told
     assert not run_of(start).exists()
 
 
@@ -385,3 +392,58 @@ def test_an_error_in_a_sample_video_loses_no_step(start, monkeypatch):
         train(start, "--train.sample_every", "6", "--train.checkpoint_every", "6")
     monkeypatch.undo()
     assert train(start, "--train.sample_every", "6") == 0
+
+
+def test_a_run_declared_finished_by_fewer_steps_still_leaves_its_final_adapter(copy):
+    run = run_of(copy)
+    (run / "adapter.safetensors").unlink()
+    assert train(copy, "--train.steps", "2", "--train.warmup_steps", "0") == 0
+    assert read_provenance(run / "adapter.safetensors")["step"] == 3
+    before = (run / "adapter.safetensors").read_bytes()
+    assert train(copy, "--train.steps", "2", "--train.warmup_steps", "0") == 0
+    assert (run / "adapter.safetensors").read_bytes() == before, "now there is nothing left to do"
+
+
+def test_a_damaged_final_adapter_is_written_again(copy):
+    final = run_of(copy) / "adapter.safetensors"
+    whole = final.read_bytes()
+    final.write_bytes(whole[:100])
+    assert train(copy) == 0
+    assert read_provenance(final)["step"] == 3
+
+
+def test_a_second_start_of_a_running_run_is_refused(copy, capsys):
+    with only_one(run_of(copy), "training"):
+        assert "another process is training here" in refused(capsys, copy)
+
+
+def test_a_cache_made_for_another_hub_model_or_precision_is_refused(start, capsys):
+    told = refused(capsys, start, "--model.base", "somebody/another-mochi")
+    assert "encoded with model.base, model.revision = " in told
+    assert "somebody/another-mochi" in told
+    assert "encoded with encode.text_precision" in refused(capsys, start, "--encode.text_precision", "int8")
+
+
+def test_videos_cut_short_by_a_signal_leave_no_sheet_and_are_made_by_the_next_start(copy, monkeypatch):
+    run = run_of(copy)
+    shutil.rmtree(run / "samples" / "step-000003")
+    monkeypatch.setattr("mochi_lora.commands.train._previews", _cut_short)
+    assert train(copy) == 0
+    assert not (run / "samples" / "step-000003" / "sheet.png").exists()
+    monkeypatch.undo()
+    assert train(copy) == 0
+    assert (run / "samples" / "step-000003" / "sheet.png").exists()
+
+
+def _cut_short(config, processes, sources, _stop):
+    return Previews(config, processes, sources.prompts, cancelled=lambda: True)
+
+
+def test_a_full_gpu_is_an_error_with_a_way_out(start, capsys, monkeypatch):
+    def full(*_arguments, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr("mochi_lora.commands.train.load_transformer", full)
+    told = refused(capsys, start)
+    assert "the GPU's memory is full (CUDA out of memory. Tried to allocate 20.00 MiB.)" in told
+    assert "engine.checkpointing full" in told

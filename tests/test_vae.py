@@ -17,6 +17,7 @@ from mochi_lora.model import vae as vae_room
 from mochi_lora.model.vae import MochiVae
 
 TAIL = Path(__file__).parent / "golden" / "vae_decoder_tail.safetensors"
+ENCODER = Path(__file__).parent / "golden" / "vae_encoder.safetensors"
 FULL_GOLDEN = os.environ.get("MOCHI_GOLDEN_DIR")
 CHANNELS = (32, 32, 32, 32)  # group norm has 32 groups: no fewer
 CPU = torch.device("cpu")
@@ -126,6 +127,34 @@ def test_each_tile_drops_frames_as_genmo_does() -> None:
 
 
 # --- encoder ---
+
+
+class _Recorded(torch.nn.Module):
+    """Stands for a layer whose weights are not kept: takes only what that layer took, gives what it gave."""
+
+    def __init__(self, taken: torch.Tensor, given: torch.Tensor) -> None:
+        super().__init__()
+        self.taken, self.given = taken, given
+
+    def forward(self, hidden: torch.Tensor, **_cache: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        torch.testing.assert_close(hidden[0], self.taken, atol=1e-5, rtol=1e-5)
+        return self.given[None], {}
+
+
+@pytest.mark.parametrize("case", ["case0", "case1", "case2"])
+def test_encoding_equals_genmos(case: str) -> None:
+    recorded = load_file(ENCODER)
+    module = AutoencoderKLMochi(
+        encoder_block_out_channels=(32, 64, 96, 128), decoder_block_out_channels=CHANNELS, layers_per_block=(1, 1, 1, 1, 1)
+    )
+    encoder = module.encoder
+    for block, name in ((encoder.down_blocks[2], "first"), (encoder.block_out, "second")):
+        block.resnets[0] = _Recorded(recorded[f"{case}.{name}_in"], recorded[f"{case}.{name}_out"])
+    weights = {name.removeprefix("encoder."): value.float() for name, value in recorded.items() if name.startswith("encoder.")}
+    encoder.load_state_dict(weights)
+    posterior = MochiVae(module, precision="fp32").encode(recorded[f"{case}.pixels"])
+    torch.testing.assert_close(posterior.mean, recorded[f"{case}.mean"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(posterior.logvar, recorded[f"{case}.logvar"], atol=1e-5, rtol=1e-5)
 
 
 def reference_moments(module: AutoencoderKLMochi, pixels: torch.Tensor) -> torch.Tensor:

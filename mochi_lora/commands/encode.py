@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from rich.markup import escape
 
-from mochi_lora.commands.processes import LONG_WAIT_MINUTES, open_processes
+from mochi_lora.commands.processes import LONG_WAIT_MINUTES, open_processes, out_of_memory_named
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table, progress_bar
 from mochi_lora.data.cache import Cache, EncoderIdentity, text_key
@@ -18,19 +18,24 @@ from mochi_lora.data.encode import EncodedClip, LatentEncoder, Shapes, encode_cl
 from mochi_lora.data.index import Index, IndexEntry, index_path, write_index
 from mochi_lora.data.sources import ClipSource, Rejection, list_sources
 from mochi_lora.errors import UserError
-from mochi_lora.files import write_text
+from mochi_lora.files import remove_abandoned, write_text
 from mochi_lora.model.base import fingerprint, locate
 from mochi_lora.model.flow import LatentStats
 from mochi_lora.model.text import TextEncoder, Tokenised, load_tokenizer, refuse_foreign, tokenise
 from mochi_lora.model.vae import MochiVae
 from mochi_lora.spec import Bucket
 
+_ABANDONED_SECONDS = 3600  # other processes may be writing into a shared cache; no entry takes them an hour
 
+
+@out_of_memory_named()
 def run(config: Config) -> None:
     """Encode everything the configuration names. Run again to continue; several processes share the work."""
     processes = open_processes(config.engine.device, LONG_WAIT_MINUTES)
     sources, rejections = list_sources(config.data.clips)
     cache = Cache(config.data.cache)
+    if processes.is_main_process:
+        remove_abandoned(cache.root, older_than_seconds=_ABANDONED_SECONDS)
     clips, refused, vae, stats = _encode_latents(config, processes, sources, cache)
     captions = sorted({clip.source.caption.strip() for clip in clips})
     tokenised, text = _encode_text(config, processes, captions, cache)
@@ -43,7 +48,8 @@ def run(config: Config) -> None:
         _report(config, clips, [*rejections, *refused], tokenised)
         if clips:
             path = write_index(config.data, _index(config, clips, vae, text, stats))
-            console.print(f"index    {path}\nnext     accelerate launch train.py --config <the same file>", markup=False)
+            console.print(f"index    {path}", markup=False)
+            console.print("next     mochi-lora train --config <the same file>   (or accelerate launch train.py)", markup=False)
     if not clips:
         message = f"{config.data.clips}: no clip could be used; the table above says why for each"
         raise UserError(message)
@@ -123,7 +129,7 @@ def _index(config: Config, clips: list[EncodedClip], vae: EncoderIdentity, text:
         )
         for clip in clips
     )
-    return Index(vae, text, stats.mean, stats.std, stats.scale, entries)
+    return Index(config.model.base, config.model.revision, vae, text, stats.mean, stats.std, stats.scale, entries)
 
 
 def _report(config: Config, clips: list[EncodedClip], rejections: list[Rejection], tokenised: dict[str, Tokenised]) -> None:

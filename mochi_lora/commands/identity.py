@@ -6,7 +6,7 @@ from typing import Any
 from mochi_lora.config.schema import Config
 from mochi_lora.data.index import Index
 from mochi_lora.errors import UserError
-from mochi_lora.model.base import fingerprint, locate
+from mochi_lora.model.base import fingerprint
 
 BASE = "base model fingerprint"
 
@@ -37,19 +37,24 @@ def require_same(folder: Path, stored: dict[str, Any], now: dict[str, Any]) -> N
 
 
 def require_same_encoders(config: Config, index: Index) -> None:
-    """Raises UserError when the cache was made with another VAE or text encoder than model.base has.
+    """Raises UserError when the cache was made with another VAE or text encoder, or at another precision, than configured.
 
-    Only components that lie in a local folder are compared: a training machine need not hold T5.
+    Components in a local folder are compared by content: a training machine need not hold T5. For a hub id the names and
+    revisions are compared, not to download 20 GB for a question.
     """
-    base = Path(config.model.base)
+    base, advice = Path(config.model.base), "run encode again, or put the old value back"
+    if not base.is_dir():
+        encoded, now = (index.base, index.revision), (config.model.base, config.model.revision)
+        if encoded != now:
+            message = f"{config.data.cache}: encoded with model.base, model.revision = {encoded}, now {now}; {advice}"
+            raise UserError(message)
     checks = {"vae": index.vae.fingerprint, "text_encoder": index.text.fingerprint.split("-")[0]}
     for component, expected in checks.items():
-        if not (base / component).is_dir():
-            continue
-        found = fingerprint(locate(config.model.base, config.model.revision, component))
-        if found != expected:
-            message = (
-                f"{config.data.cache}: encoded with another {component} ({expected}) than {base / component} ({found}); "
-                "run encode again, or set model.base back"
-            )
+        if (base / component).is_dir() and (found := fingerprint(base / component)) != expected:
+            message = f"{config.data.cache}: encoded with another {component} ({expected}) than {base / component} ({found})"
+            raise UserError(f"{message}; {advice}")
+    precisions = {"vae_precision": index.vae.precision, "text_precision": index.text.precision}
+    for setting, encoded_with in precisions.items():
+        if (asked := getattr(config.encode, setting)) not in ("auto", encoded_with):
+            message = f"{config.data.cache}: encoded with encode.{setting} {encoded_with}, now {asked}; {advice}"
             raise UserError(message)

@@ -31,7 +31,7 @@ def run(config: Config, *, decode: int, output: Path | None) -> None:
 
 def _check(index: Index, cache: Cache) -> tuple[list[IndexEntry], list[str]]:
     """(entries training can read, what is wrong with each of the others)."""
-    rows, whole, damaged, size = [], [], [], 0
+    rows, whole, damaged, size = [], [], [], 0.0
     with progress_bar() as bar:
         for entry in bar.track(index.entries, description="checking"):
             try:
@@ -41,13 +41,14 @@ def _check(index: Index, cache: Cache) -> tuple[list[IndexEntry], list[str]]:
                 continue
             whole.append(entry)
             spread = float(sample.posterior.mean.float().std())
-            size += cache.path("latents", entry.latents).stat().st_size + cache.path("text", entry.text).stat().st_size
+            kib = (cache.path("latents", entry.latents).stat().st_size + cache.path("text", entry.text).stat().st_size) / 2**10
+            size += kib
             caption = entry.caption if len(entry.caption) <= _CAPTION_WIDTH else f"{entry.caption[:_CAPTION_WIDTH]}..."
-            rows.append((entry.clip, entry.bucket, entry.split, sample.text.length, f"{spread:.2f}", caption))
-    print_table("samples", ("clip", "bucket", "split", "tokens", "latent std", "caption"), rows)
+            rows.append((entry.clip, entry.bucket, entry.split, sample.text.length, f"{spread:.2f}", f"{kib:,.0f}", caption))
+    print_table("samples", ("clip", "bucket", "split", "tokens", "latent std", "KiB", "caption"), rows)
     shapes = Counter(entry.bucket for entry in index.entries)
     total = ", ".join(f"{count} x {shape}" for shape, count in sorted(shapes.items()))
-    console.print(f"{len(index.entries)} samples ({total}), {size / 2**20:.1f} MiB, {len(damaged)} damaged")
+    console.print(f"{len(index.entries)} samples ({total}), {size / 2**10:.1f} MiB, {len(damaged)} damaged")
     return whole, damaged
 
 

@@ -5,6 +5,7 @@ dropped afterwards; gradients, mode and adapter weights are as before.
 """
 
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,63 +13,67 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from mochi_lora.commands.decoder import load_decoder
+from mochi_lora.commands.run_folder import sheet_path
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
 from mochi_lora.data.prompts import PromptEmbeddings
 from mochi_lora.inference.generate import generate_latents, render
+from mochi_lora.inference.sampler import Cancelled
 from mochi_lora.inference.video import video_name, write_contact_sheet, write_mp4
 from mochi_lora.model.transformer import VelocityModel
-from mochi_lora.training.trainer import is_due
-
-
-def sheet_path(config: Config, done: int) -> Path:
-    """The contact sheet of the videos made after `done` steps: written last, so where it is, they are."""
-    return config.run.folder / "samples" / f"step-{done:06d}" / "sheet.png"
-
-
-def videos_missing(config: Config, done: int) -> bool:
-    """Whether videos are due after `done` steps and were not finished."""
-    train = config.train
-    return (
-        bool(config.sample.prompts)
-        and is_due(done, train.sample_every, last=done == train.steps)
-        and not sheet_path(config, done).exists()
-    )
 
 
 class Previews:
-    """Makes the configured prompts' videos after N completed steps; ranks share the prompts."""
+    """Makes the configured prompts' videos after N completed steps; ranks share the prompts.
 
-    def __init__(self, config: Config, processes: Accelerator, prompts: PromptEmbeddings) -> None:
+    `cancelled` is asked between denoising steps: who sent SIGTERM will not wait for minutes of sampling.
+    """
+
+    def __init__(
+        self, config: Config, processes: Accelerator, prompts: PromptEmbeddings, cancelled: Callable[[], bool]
+    ) -> None:
         sample = config.sample
         self._config = config
         self._processes = processes
+        self._cancelled = cancelled
         self._jobs = [(prompt, prompts(prompt), seed) for prompt in sample.prompts for seed in sample.seeds]
         self._negative = prompts(sample.negative_prompt)
         self.seconds = 0.0  # spent here since the run's start, in this process
 
     def make(self, model: VelocityModel, done: int) -> dict[str, Path]:
-        """Videos of all ranks by caption, under <run>/samples/step-<done>, with a contact sheet beside them."""
+        """Videos of all ranks by caption, under <run>/samples/step-<done>, with a contact sheet beside them.
+
+        None, and no sheet, if any rank was cancelled: a resumed run makes them then.
+        """
         start = time.monotonic()
         folder = sheet_path(self._config, done).parent
         mine = range(self._processes.process_index, len(self._jobs), self._processes.num_processes)
         was_training = model.training
         model.eval()
-        latents = {number: self._sample(model, number) for number in mine}
+        latents = self._sample_all(model, mine)
         model.train(was_training)
-        sheets = self._decode(model, latents, folder) if latents else []
-        self._processes.wait_for_everyone()
+        finished = all(gather_object([latents is not None]))
+        sheets = self._decode(model, latents, folder) if latents and finished else []
         rows = sorted(gather_object(sheets), key=lambda row: row[0])
+        self.seconds += time.monotonic() - start
+        if not finished:
+            return {}
         if self._processes.is_main_process:
             sheet = sheet_path(self._config, done)
             write_contact_sheet(sheet, [(caption, frames) for _, caption, _, frames in rows])
             console.print(f"samples  {sheet}", markup=False)
-        self.seconds += time.monotonic() - start
         return {caption: path for _, caption, path, _ in rows}
+
+    def _sample_all(self, model: VelocityModel, numbers: Sequence[int]) -> dict[int, torch.Tensor] | None:
+        try:
+            return {number: self._sample(model, number) for number in numbers}
+        except Cancelled:
+            return None
 
     def _sample(self, model: VelocityModel, number: int) -> torch.Tensor:
         _, prompt, seed = self._jobs[number]
-        latents = generate_latents(model, prompt, self._negative, self._config.sample, seed, on_step=lambda _done, _steps: None)
+        settings, silent = self._config.sample, lambda _done, _steps: None
+        latents = generate_latents(model, prompt, self._negative, settings, seed, on_step=silent, cancelled=self._cancelled)
         return latents.cpu()
 
     def _decode(self, model: VelocityModel, latents: dict[int, torch.Tensor], folder: Path) -> list[tuple]:

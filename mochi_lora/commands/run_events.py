@@ -10,7 +10,15 @@ import torch
 from accelerate.utils import gather_object
 
 from mochi_lora.commands.identity import BASE
-from mochi_lora.commands.previews import Previews, videos_missing
+from mochi_lora.commands.previews import Previews
+from mochi_lora.commands.run_folder import (
+    best_adapter,
+    checkpoints,
+    final_adapter,
+    final_is_missing,
+    step_adapter,
+    videos_missing,
+)
 from mochi_lora.config.schema import Config
 from mochi_lora.model import adapter as lora
 from mochi_lora.model.adapter_file import save_adapter
@@ -21,7 +29,7 @@ from mochi_lora.training.checkpoint import save_checkpoint
 from mochi_lora.training.heldout import HeldOutLoss, clip_losses, summarise
 from mochi_lora.training.progress import TrainingLine
 from mochi_lora.training.tracking import Tracker
-from mochi_lora.training.trainer import Events, Learner, StepResult
+from mochi_lora.training.trainer import Events, Learner, Pace, StepResult
 
 
 @dataclass
@@ -56,7 +64,6 @@ class RunEvents:
         self._previews = previews
         self._line = line
         self._main = learner.accelerator.is_main_process
-        self._folder = state.config.run.folder
 
     def plugs(self) -> Events:
         """For the loop."""
@@ -80,9 +87,9 @@ class RunEvents:
         if self._previews and videos_missing(self._state.config, done):
             self.sample(done)
 
-    def log(self, done: int, result: StepResult, seconds_per_step: float) -> None:
+    def log(self, done: int, result: StepResult, pace: Pace) -> None:
         """One record of training figures; the host waits for the device here and nowhere else."""
-        tokens = result.tokens * self._learner.accelerator.num_processes / seconds_per_step
+        tokens = pace.tokens_per_second * self._learner.accelerator.num_processes
         loss = float(result.loss)
         values = {
             "train/loss": loss,
@@ -90,7 +97,7 @@ class RunEvents:
             "train/gradient_norm": float(result.gradient_norm),
             "train/adapter_norm_a": self._norm(".lora_A."),
             "train/adapter_norm_b": self._norm(".lora_B."),
-            "time/seconds_per_step": seconds_per_step,
+            "time/seconds_per_step": pace.seconds_per_step,
             "time/tokens_per_second": tokens,
             "time/sampling_seconds": self._previews.seconds if self._previews else 0.0,
         }
@@ -98,7 +105,7 @@ class RunEvents:
             values["memory/peak_gib"] = torch.cuda.max_memory_reserved() / 2**30
         self._tracker.log(done, values)
         if self._line:
-            self._line.show(loss, seconds_per_step, tokens)
+            self._line.show(loss, pace.seconds_per_step, tokens)
 
     def validate(self, done: int) -> None:
         """Held-out loss over all ranks; a new lowest one writes adapters/best.safetensors."""
@@ -115,29 +122,36 @@ class RunEvents:
         best = self._state.best
         if done and math.isfinite(result.loss) and (best is None or result.loss < best["loss"]):
             self._state.best = {"step": done, "loss": result.loss}
-            self._write_adapter(self._folder / "adapters" / "best.safetensors", done, result)
+            self._write_adapter(best_adapter(self._state.config), done, result)
 
     def sample(self, done: int) -> None:
         """Sample videos of the adapter as it would be exported."""
         assert self._previews is not None
         with self._averaged():
             videos = self._previews.make(self._model, done)
-        self._tracker.log_videos(done, videos)
+        if videos:
+            self._tracker.log_videos(done, videos)
 
     def checkpoint(self, done: int) -> None:
         """Adapter file first, then the state: a kill between the two costs nothing."""
-        path = self._folder / "adapters" / f"step-{done:06d}.safetensors"
+        path = step_adapter(self._state.config, done)
         self._write_adapter(path, done, None)
         self._tracker.log_adapter(done, path)
         if done == self._state.config.train.steps:
-            self._write_adapter(self._folder / "adapter.safetensors", done, None)
+            self._write_adapter(final_adapter(self._state.config), done, None)
         self._save_state(done)
+
+    def finish(self, done: int) -> None:
+        """The final adapter, if it is not there yet: a run stopped early may be declared finished by fewer train.steps."""
+        if final_is_missing(self._state.config, done):
+            self._write_adapter(final_adapter(self._state.config), done, None)
 
     def _save_state(self, done: int) -> None:
         processes = self._learner.accelerator
         if self._main:
-            folder = self._folder / "checkpoints"
-            save_checkpoint(folder, done, self._gather(done), self._state.config.train.keep_checkpoints)
+            save_checkpoint(
+                checkpoints(self._state.config), done, self._gather(done), self._state.config.train.keep_checkpoints
+            )
         processes.wait_for_everyone()
 
     def _gather(self, done: int) -> dict[str, Any]:

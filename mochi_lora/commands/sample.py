@@ -3,6 +3,7 @@
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 
 from mochi_lora import __version__
 from mochi_lora.commands.decoder import load_decoder
+from mochi_lora.commands.processes import out_of_memory_named
+from mochi_lora.commands.run_folder import final_adapter
 from mochi_lora.config.requests import AdapterChoice, SampleRequest
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, progress_bar
@@ -29,6 +32,7 @@ from mochi_lora.model.vae import MochiVae
 from mochi_lora.model.weights import load_transformer, read_config
 
 
+@out_of_memory_named()
 def run(config: Config, request: SampleRequest) -> list[Path]:
     """Make every video asked for; returns their paths. Raises UserError for what a person can mend."""
     jobs = request.videos(config.sample.prompts, config.sample.seeds)
@@ -108,7 +112,7 @@ def _adapters(config: Config, request: SampleRequest) -> list[AdapterChoice]:
         return []
     if request.adapters:
         return list(request.adapters)
-    own = config.run.folder / "adapter.safetensors"
+    own = final_adapter(config)
     if not own.exists():
         message = f"{own}: this run has no finished adapter yet; train first, or give --adapter PATH or --base-only"
         raise UserError(message)
@@ -146,9 +150,12 @@ def _origin(config: Config, plan: Plan, adapters: list[AdapterChoice]) -> dict[s
         "base": config.model.base,
         "base_revision": config.model.revision,
         "base_fingerprint": fingerprint(folder),
+        "vae_fingerprint": fingerprint(folder.parent / "vae"),
+        "text_fingerprint": fingerprint(folder.parent / "text_encoder"),
         "text_precision": config.encode.text_precision,
         "plan": asdict(plan),
         "vae_tiling": config.engine.vae_tiling,
         **sample,
-        "versions": {"mochi_lora": __version__, "torch": torch.__version__},
+        "versions": {"mochi_lora": __version__}
+        | {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
     }

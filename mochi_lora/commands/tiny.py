@@ -10,4 +10,4 @@ def run(folder: Path, *, seed: int) -> None:
     """Build the tiny model under `folder` (or find it there) and say what to do next. Raises UserError."""
     build_tiny(folder, seed=seed)
     console.print(f"tiny model (seed {seed}): {folder}", markup=False)
-    console.print(f"next: mochi-lora encode --config style.yaml --model.base {folder}", markup=False)
+    console.print(f"give it as model.base: {folder}", markup=False)

@@ -13,9 +13,10 @@ from typing import Any
 from accelerate import Accelerator
 
 from mochi_lora.commands.identity import require_same, require_same_encoders, run_identity
-from mochi_lora.commands.previews import Previews, videos_missing
-from mochi_lora.commands.processes import open_processes
+from mochi_lora.commands.previews import Previews
+from mochi_lora.commands.processes import open_processes, out_of_memory_named
 from mochi_lora.commands.run_events import RunEvents, RunState
+from mochi_lora.commands.run_folder import checkpoints, final_adapter, final_is_missing, videos_missing
 from mochi_lora.config.load import dump_config
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
@@ -23,7 +24,7 @@ from mochi_lora.data.cache import Cache
 from mochi_lora.data.index import Index, read_index
 from mochi_lora.data.plan import BatchPlan, Share
 from mochi_lora.data.prompts import CachedPrompts
-from mochi_lora.files import write_text
+from mochi_lora.files import only_one, remove_abandoned, write_text
 from mochi_lora.model import adapter as lora
 from mochi_lora.model.adapter_file import load_adapter
 from mochi_lora.model.base import fingerprint, locate
@@ -51,20 +52,24 @@ def run(config: Config, *, fresh: bool) -> None:
     share = Share(config.train.batch_size, config.train.gradient_accumulation, processes.num_processes, processes.process_index)
     folder = locate(config.model.base, config.model.revision, "transformer")
     identity = run_identity(config, index, fingerprint(folder), share.samples_per_step)
-    if processes.is_main_process:
-        if fresh:
-            _set_aside(config.run.folder)
-        _sweep(config.run.folder)
-    processes.wait_for_everyone()
-    found = newest_checkpoint(config.run.folder / "checkpoints")
     stopped = 0
-    if found is not None:
-        require_same(config.run.folder, found.state["progress"]["identity"], identity)
-    if found is not None and found.step >= config.train.steps and not videos_missing(config, found.step):
-        finished = f"{config.run.folder}: finished at step {found.step}; raise train.steps to go on, or use --fresh"
-        console.print(finished, markup=False)
-    else:
-        with lost_peer_named(config.train.peer_timeout_minutes):
+    with ExitStack() as context:
+        if processes.is_main_process:
+            if fresh:
+                _set_aside(config.run.folder)
+            context.enter_context(only_one(config.run.folder, "training"))
+            remove_torn(checkpoints(config))
+            remove_abandoned(config.run.folder)
+        processes.wait_for_everyone()
+        found = newest_checkpoint(checkpoints(config))
+        if found is not None:
+            require_same(config.run.folder, found.state["progress"]["identity"], identity)
+        if found is not None and _is_finished(config, found.step):
+            finished = f"{config.run.folder}: finished at step {found.step}; raise train.steps to go on, or use --fresh"
+            console.print(finished, markup=False)
+        else:
+            context.enter_context(lost_peer_named(config.train.peer_timeout_minutes))
+            context.enter_context(out_of_memory_named())
             stopped = _train(config, processes, _Sources.of(config, index), share, folder, identity, found)
     processes.end_training()
     if stopped:
@@ -82,23 +87,26 @@ def _train(
 ) -> int:
     """Returns the signal that stopped it, 0 at the end."""
     plan = _resolve_plan(config, found, folder, processes.device.type)
-    loaded = load_transformer(folder, device=processes.device, precision=plan.precision)
-    _warn_rounded(loaded, folder)
-    learner, model = _build_learner(config, processes, loaded, plan, starting=found is None)
-    done = _restore(learner, found)
-    state = RunState(identity, plan, config, loaded.rounded, _best_of(found))
-    health = Health(processes.device, config.run.folder, processes.process_index)
-    previews = Previews(config, processes, sources.prompts) if config.train.sample_every and config.sample.prompts else None
     with ExitStack() as context:
         stop = context.enter_context(StopFlag(config.train.peer_timeout_minutes))
+        # Before the base is loaded, which takes minutes: what may be refused.
+        start = _starting_adapter(config) if found is None else None
+        previews = _previews(config, processes, sources, stop)
         tracker = _open_tracker(config, processes, found)
         context.callback(tracker.finish)
+        loaded = load_transformer(folder, device=processes.device, precision=plan.precision)
+        _warn_rounded(loaded, folder)
+        learner, model = _build_learner(config, processes, loaded, plan, start)
+        done = _restore(learner, found)
+        state = RunState(identity, plan, config, loaded.rounded, _best_of(found))
+        health = Health(processes.device, config.run.folder, processes.process_index)
         _describe(config, processes, learner, sources, done)
         line = context.enter_context(TrainingLine(config.train.steps, done)) if processes.is_main_process else None
         events = RunEvents(learner, model, state, tracker, sources.validation, previews, line)
         events.begin(done, resumed=found is not None)
         batches = sources.batches(config, share, done, pin=processes.device.type == "cuda")
-        done = run_loop(learner, health, events.plugs(), batches, stop)
+        done = run_loop(learner, health, events.plugs(), batches, stop, done)
+        events.finish(done)
         processes.wait_for_everyone()
     stopped = stop.requested if done < config.train.steps else 0
     _farewell(config, done, stopped)
@@ -147,13 +155,11 @@ def _resolve_plan(config: Config, found: Checkpoint | None, folder: Path, device
 
 
 def _build_learner(
-    config: Config, processes: Accelerator, loaded: LoadedTransformer, plan: Plan, *, starting: bool
+    config: Config, processes: Accelerator, loaded: LoadedTransformer, plan: Plan, start: lora.Adapter | None
 ) -> tuple[Learner, VelocityModel]:
     parameters = lora.attach(loaded.transformer, config.adapter, config.run.seed)
-    if starting and config.adapter.init_adapter is not None:
-        start = load_adapter(config.adapter.init_adapter)
-        lora.require_same_scale(loaded.transformer, start, config.adapter.init_adapter)
-        lora.load_into(loaded.transformer, start.tensors, lora.TRAINED)
+    if start is not None:
+        lora.load_into(loaded.transformer, start, lora.TRAINED)
     model = VelocityModel(loaded.transformer, plan)
     model.train()
     learner = Learner(
@@ -200,11 +206,23 @@ def _open_tracker(config: Config, processes: Accelerator, found: Checkpoint | No
     return open_trackers(config.tracking, config.run.folder, config.model_dump(mode="json"), ids)
 
 
-def _sweep(folder: Path) -> None:
-    """Delete what a kill left half-written."""
-    remove_torn(folder / "checkpoints")
-    for path in (*folder.glob("*.tmp-*"), *folder.glob("adapters/*.tmp-*")):
-        path.unlink()
+def _is_finished(config: Config, done: int) -> bool:
+    """Nothing is left to do: neither steps, nor the final adapter, nor its videos."""
+    return done >= config.train.steps and not final_is_missing(config, done) and not videos_missing(config, done)
+
+
+def _starting_adapter(config: Config) -> lora.Adapter | None:
+    if config.adapter.init_adapter is None:
+        return None
+    start = load_adapter(config.adapter.init_adapter)
+    lora.require_same_scale(config.adapter, start)
+    return start
+
+
+def _previews(config: Config, processes: Accelerator, sources: "_Sources", stop: StopFlag) -> Previews | None:
+    if not config.train.sample_every or not config.sample.prompts:
+        return None
+    return Previews(config, processes, sources.prompts, cancelled=lambda: stop.requested != 0)
 
 
 def _set_aside(folder: Path) -> None:
@@ -247,7 +265,6 @@ def _farewell(config: Config, done: int, stopped: int) -> None:
         console.print(f"stopped by {name} after step {done}, which is saved; the same command continues")
         return
     console.print(
-        f"adapter  {config.run.folder / 'adapter.safetensors'}\n"
-        'next     mochi-lora sample --config <the same file> --prompt "..."',
+        f'adapter  {final_adapter(config)}\nnext     mochi-lora sample --config <the same file> --prompt "..."',
         markup=False,
     )

@@ -136,7 +136,7 @@ def _pairs(overrides: Sequence[str], problems: list[Problem]) -> Iterator[tuple[
         name, equals, typed = overrides[i].partition("=")
         dotted = name.removeprefix("--")
         if not name.startswith("--") or "." not in dotted:
-            problems.append(Problem("", f"got {overrides[i]!r}, expected --section.key value", COMMAND_LINE))
+            problems.append(Problem("", f"got {overrides[i]!r}, expected --section.key VALUE", COMMAND_LINE))
         elif equals:
             yield dotted, typed
         elif i + 1 == len(overrides) or overrides[i + 1].startswith("--"):

@@ -6,9 +6,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from mochi_lora import spec
+from mochi_lora.config.schedule import guidance_schedule, length_of_linear_part, linear_quadratic_schedule
 
 
 class Section(BaseModel):
@@ -36,6 +37,7 @@ def _legal_size(size: int) -> int:
 BucketText = Annotated[str, AfterValidator(_legal_bucket)]
 Frames = Annotated[int, AfterValidator(_legal_frames)]
 Size = Annotated[int, AfterValidator(_legal_size)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class RunConfig(Section):
@@ -135,7 +137,9 @@ class TrainConfig(Section):
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"] = Field(
         "adamw", description="adamw (fused, torch), or bitsandbytes' 8-bit and paged variants (GPU memory)."
     )
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's decay rates of the two moments.")
+    betas: tuple[Decay, Decay] = Field(
+        (0.9, 0.999), description="Adam's decay rates of the two moments, each from 0 to below 1."
+    )
     epsilon: float = Field(1e-8, gt=0, description="Adam's denominator offset.")
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay on the adapter.")
     gradient_clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0 does not clip.")
@@ -191,21 +195,34 @@ class SampleConfig(Section):
     width: Size = Field(spec.TRAINED_WIDTH, description="Pixels, multiple of 16.")
     steps: int = Field(64, ge=2, description="Denoising steps.")
     guidance: float | list[float] = Field(6.0, description="Guidance scale, or one per step; 1 is none.")
-    threshold_noise: float = Field(0.025, gt=0, lt=1, description="Noise removed by the linear part of the sigma schedule.")
-    linear_steps: int | None = Field(None, ge=1, description="Steps in the linear part; null is half of them.")
+    linear_steps: int | None = Field(
+        None, ge=1, description="Steps in the linear part of the sigma schedule; null is half of them."
+    )
+    threshold_noise: float = Field(0.025, gt=0, lt=1, description="Noise removed by the linear part.")
     strength: float = Field(1.0, description="Strength of the run's adapter; 0 is the base model, bit for bit.")
 
-    @model_validator(mode="after")
-    def _lists_fit(self) -> "SampleConfig":
-        if isinstance(self.guidance, list) and len(self.guidance) != self.steps:
-            message = (
-                f"guidance has {len(self.guidance)} values for {self.steps} steps: give one value per step, or a single one"
-            )
-            raise ValueError(message)
-        if self.linear_steps is not None and self.linear_steps >= self.steps:
-            message = f"linear_steps {self.linear_steps} must be smaller than steps {self.steps}"
-            raise ValueError(message)
-        return self
+    # Fields are checked in the order above: `checked.data` holds the earlier ones that are legal themselves.
+
+    @field_validator("guidance")
+    @classmethod
+    def _one_scale_per_step(cls, guidance: float | list[float], checked: ValidationInfo) -> float | list[float]:
+        if "steps" in checked.data:
+            guidance_schedule(guidance, checked.data["steps"])
+        return guidance
+
+    @field_validator("linear_steps")
+    @classmethod
+    def _both_parts_have_steps(cls, linear_steps: int | None, checked: ValidationInfo) -> int | None:
+        if "steps" in checked.data:
+            length_of_linear_part(checked.data["steps"], linear_steps)
+        return linear_steps
+
+    @field_validator("threshold_noise")
+    @classmethod
+    def _sigma_falls(cls, threshold_noise: float, checked: ValidationInfo) -> float:
+        if {"steps", "linear_steps"} <= checked.data.keys():
+            linear_quadratic_schedule(checked.data["steps"], threshold_noise, checked.data["linear_steps"])
+        return threshold_noise
 
 
 class TrackingConfig(Section):

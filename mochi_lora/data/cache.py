@@ -45,6 +45,7 @@ class ClipRange:
 
     source_sha256: str
     start: float  # seconds
+    end: float | None  # seconds; None is the end of the file
     width: int  # pixels of the source as displayed
     height: int
     bucket: Bucket
@@ -56,7 +57,7 @@ def latents_key(clip: ClipRange, vae: EncoderIdentity) -> str:
         "schema": SCHEMA,
         "preprocessing": PREPROCESSING,
         "source": clip.source_sha256,
-        "start": clip.start,
+        "range": [clip.start, clip.end],
         "bucket": str(clip.bucket),
         "crop": crop_plan(clip.width, clip.height, clip.bucket),
         "vae": [vae.fingerprint, vae.precision],
@@ -94,17 +95,12 @@ class Cache:
 
     def read_latents(self, key: str) -> Posterior:
         """The posterior, bf16. Raises DamagedFileError naming the file if it is not what was written."""
-        tensors, _ = self._read("latents", key)
+        tensors = self._read("latents", key)
         return Posterior(tensors["mean"], tensors["logvar"])
 
     def read_text(self, key: str) -> TextEmbedding:
         """The embedding, bf16. Raises DamagedFileError naming the file if it is not what was written."""
-        tensors, _ = self._read("text", key)
-        return TextEmbedding(tensors["tokens"])
-
-    def about(self, kind: Kind, key: str) -> dict[str, Any]:
-        """What the writer noted beside the tensors (content checked)."""
-        return self._read(kind, key)[1]
+        return TextEmbedding(self._read("text", key)["tokens"])
 
     def _write(self, kind: Kind, key: str, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
         stored = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in tensors.items()}
@@ -112,7 +108,7 @@ class Cache:
         header = {"schema": str(SCHEMA), "about": text, "digest": _digest(stored, text)}
         write_atomic(self.path(kind, key), lambda temporary: save_file(stored, temporary, metadata=header))
 
-    def _read(self, kind: Kind, key: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    def _read(self, kind: Kind, key: str) -> dict[str, torch.Tensor]:
         path = self.path(kind, key)
         advice = "delete the file and run encode again"
         try:
@@ -131,7 +127,7 @@ class Cache:
         if header.get("digest") != _digest(tensors, header.get("about", "")):
             message = f"{path}: damaged cache entry (its content does not match its checksum); {advice}"
             raise DamagedFileError(message)
-        return tensors, json.loads(header["about"])
+        return tensors
 
 
 def _digest(tensors: dict[str, torch.Tensor], about: str) -> str:

@@ -14,35 +14,49 @@ from mochi_lora.data.media import MEDIA_SUFFIXES
 from mochi_lora.errors import UserError
 from mochi_lora.files import write_atomic
 
+_TABLE_COLUMNS = ("file_name", "text", "start", "end")
+
 
 def rows_of_saved_dataset(folder: Path) -> tuple[list[tuple[str, Mapping[str, Any]]], list[tuple[str, str]]]:
     """(place, row) with `file_name` relative to `folder`, as a table has it; and (place, reason) of rows without media.
 
-    Media embedded as bytes are written once to `<folder>/.extracted/<sha256>.<suffix>` and named from there.
-    Raises UserError where there is no column `text`, or not exactly one Video or Image column (or `file_name`).
+    Media embedded as bytes are written once to `<folder>/.extracted/<sha256>.<suffix>` and named from there; a row keeps
+    none of them, nor any column that a table does not have.
+    Raises UserError where there is no column `text`, or not exactly one Video or Image column (or `file_name`); where the
+    dataset cannot be read, or `.extracted` not be written.
     """
-    dataset = datasets.load_from_disk(str(folder))
+    dataset = _load(folder)
     features = dataset.features
     media = [name for name, feature in features.items() if isinstance(feature, datasets.Video | datasets.Image)]
     if "text" not in features or (len(media) != 1 and "file_name" not in features):
         found = ", ".join(f"{name} ({feature})" for name, feature in features.items())
         expected = "a column text and one Video or Image column (or file_name)"
         raise UserError(f"data.clips: {folder}: expected {expected}; found: {found}")
+    kept = [name for name in _TABLE_COLUMNS if name in features]
     if len(media) != 1:
-        return [(f"{folder} row {number}", row) for number, row in enumerate(dataset)], []
+        return [(f"{folder} row {number}", row) for number, row in enumerate(dataset.select_columns(kept))], []
     column = media[0]
     is_video = isinstance(features[column], datasets.Video)
     kind = datasets.Video(decode=False) if is_video else datasets.Image(decode=False)
     rows: list[tuple[str, Mapping[str, Any]]] = []
     without_media = []
-    for number, row in enumerate(dataset.cast_column(column, kind)):
+    for number, row in enumerate(dataset.select_columns([*kept, column]).cast_column(column, kind)):
         where = f"{folder} row {number}"
         path = _media_path(row[column], folder, ".mp4" if is_video else ".png")
         if path is None:
             without_media.append((where, f"column {column} holds neither bytes nor the path of an existing file"))
         else:
-            rows.append((where, {**row, "file_name": path}))
+            rows.append((where, {name: row[name] for name in kept} | {"file_name": path}))
     return rows, without_media
+
+
+def _load(folder: Path) -> datasets.Dataset:
+    try:
+        return datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's and json's, and datasets' where a key is missing
+        reason = f"{type(error).__name__}: {error}"
+        message = f"data.clips: {folder}: damaged or incomplete Hugging Face dataset ({reason}); save or copy it there again"
+        raise UserError(message) from error
 
 
 def _media_path(cell: Mapping[str, Any] | None, folder: Path, default_suffix: str) -> str | None:
@@ -54,11 +68,21 @@ def _media_path(cell: Mapping[str, Any] | None, folder: Path, default_suffix: st
         suffix = suffix if suffix in MEDIA_SUFFIXES else default_suffix
         target = folder / ".extracted" / f"{hashlib.sha256(content).hexdigest()}{suffix}"
         if not target.exists():
-            write_atomic(target, lambda temporary: _write_bytes(temporary, content))
+            _extract(target, content, folder)
         return str(target.relative_to(folder))
     if name and (folder / name).is_file():
         return str(name)
     return None
+
+
+def _extract(target: Path, content: bytes, folder: Path) -> None:
+    try:
+        write_atomic(target, lambda temporary: _write_bytes(temporary, content))
+    except OSError as error:
+        raise UserError(
+            f"data.clips: {folder}: its embedded media cannot be written to {target.parent} ({error.strerror}); copy the "
+            "dataset to a folder that you may write to and name that one"
+        ) from error
 
 
 def _write_bytes(path: Path, content: bytes) -> None:

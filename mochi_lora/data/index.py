@@ -33,6 +33,8 @@ class IndexEntry:
 class Index:
     """A data set as `encode` left it."""
 
+    base: str  # model.base and model.revision of the encoders
+    revision: str | None
     vae: EncoderIdentity
     text: EncoderIdentity
     latents_mean: tuple[float, ...]
@@ -45,8 +47,10 @@ class Index:
         return [entry for entry in self.entries if entry.split == split]
 
     def digest(self) -> str:
-        """Identity of the data: any clip, caption, encoder or split that changes, changes it."""
-        return digest_of(_to_json(self))[:_NAME_DIGITS]
+        """Identity of the data: any clip, caption, encoder or split that changes, changes it; where files lie does not."""
+        entries = [[entry.latents, entry.text, entry.bucket, entry.split] for entry in self.entries]
+        stats = [self.latents_mean, self.latents_std, self.latents_scale]
+        return digest_of([asdict(self.vae), asdict(self.text), stats, entries])[:_NAME_DIGITS]
 
 
 def index_path(data: DataConfig) -> Path:
@@ -105,6 +109,8 @@ def prompt_key(index: Index, prompt: str) -> str:
 
 def _from_json(content: dict[str, Any]) -> Index:
     return Index(
+        base=content["base"],
+        revision=content["revision"],
         vae=EncoderIdentity(**content["vae"]),
         text=EncoderIdentity(**content["text"]),
         latents_mean=tuple(content["latents_mean"]),

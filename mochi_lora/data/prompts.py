@@ -29,7 +29,7 @@ class CachedPrompts:
         key = prompt_key(self.index, prompt)
         if not self.cache.holds("text", key):
             message = (
-                f"sample.prompts: {prompt!r} is not in the cache {self.cache.root}; run encode again with this configuration"
+                f"prompt {prompt!r} of sample is not in the cache {self.cache.root}; run encode again with this configuration"
             )
             raise UserError(message)
         return self.cache.read_text(key)

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from mochi_lora.config.schedule import guidance_schedule, linear_quadratic_schedule
 from mochi_lora.config.schema import SampleConfig
 from mochi_lora.data.samples import TextEmbedding
 from mochi_lora.inference.sampler import Velocity, draw_noise, sample_latents
-from mochi_lora.inference.schedule import guidance_schedule, linear_quadratic_schedule
 from mochi_lora.inference.video import to_uint8
 from mochi_lora.model.transformer import TextBatch, VelocityModel
 from mochi_lora.model.vae import MochiVae

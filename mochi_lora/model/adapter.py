@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +36,7 @@ class Adapter:
 
     tensors: dict[str, torch.Tensor]  # `transformer_blocks.0.attn1.to_q.lora_A.weight` -> float32 on the CPU
     config: dict[str, Any]  # PEFT's LoraConfig as a dictionary
+    source: str  # where it came from, for messages
 
 
 def target_pattern(targets: str, blocks: int) -> str:
@@ -73,7 +73,7 @@ def attach(transformer: MochiTransformer3DModel, settings: AdapterConfig, seed: 
     device starts from the same values; B is zero. Raises UserError if the targets match nothing.
     """
     config = lora_config(settings, len(transformer.transformer_blocks))
-    _require_match(transformer, settings.targets, str(config.target_modules))
+    config.target_modules = _targets(transformer, settings.targets, str(config.target_modules))
     _add(transformer, config, TRAINED)
     parameters = trainable(transformer)
     generator = stream(seed, Purpose.ADAPTER)
@@ -108,10 +108,12 @@ def _linears(transformer: MochiTransformer3DModel) -> list[str]:
     return [name.removesuffix(".base_layer") for name in linears if ".lora_" not in name]
 
 
-def _require_match(transformer: MochiTransformer3DModel, targets: str, pattern: str) -> None:
+def _targets(transformer: MochiTransformer3DModel, targets: str, pattern: str) -> str | list[str]:
+    """`pattern` where it names linears alone; PEFT cannot adapt the norms that `attn1.*` also names, so else the linears."""
     linears = _linears(transformer)
-    if any(re.fullmatch(pattern, name) for name in linears):
-        return
+    if chosen := [name for name in linears if re.fullmatch(pattern, name)]:
+        named = [name for name, _ in transformer.named_modules() if re.fullmatch(pattern, name)]
+        return pattern if len(named) == len(chosen) else chosen
     inside = sorted({name.split(".", 2)[2] for name in linears if name.startswith("transformer_blocks.0.")})
     message = f"adapter.targets: {targets!r} matches no linear inside the blocks; they are {', '.join(inside)}"
     raise UserError(message)
@@ -121,7 +123,7 @@ def current(transformer: MochiTransformer3DModel) -> Adapter:
     """The trained adapter as it stands, copied to the CPU."""
     state = get_peft_model_state_dict(transformer, adapter_name=TRAINED)
     tensors = {name: tensor.detach().float().cpu().clone() for name, tensor in sorted(state.items())}
-    return Adapter(tensors, plain_config(transformer.peft_config[TRAINED]))
+    return Adapter(tensors, plain_config(transformer.peft_config[TRAINED]), "the adapter in training")
 
 
 def plain_config(config: LoraConfig) -> dict[str, Any]:
@@ -133,37 +135,40 @@ def plain_config(config: LoraConfig) -> dict[str, Any]:
 def put(transformer: MochiTransformer3DModel, adapter: Adapter, name: str) -> None:
     """Add `adapter` under `name`. Raises UserError unless every tensor finds its place and every place its tensor."""
     known = LoraConfig.__dataclass_fields__
-    config = LoraConfig(**{key: value for key, value in adapter.config.items() if key in known})
     prefixes = {re.sub(r"\.lora_\w+.*$", "", key) for key in adapter.tensors}
     linears = set(_linears(transformer))
     if strangers := sorted(prefixes - linears):
-        message = f"adapter {name}: {len(strangers)} of {len(prefixes)} modules are not in this model ({strangers[0]}, ...)"
+        message = f"{adapter.source}: {len(strangers)} of {len(prefixes)} modules are not in this model ({strangers[0]}, ...)"
         raise UserError(f"{message}; it was made for another architecture")
-    _add(transformer, config, name)
-    load_into(transformer, adapter.tensors, name)
+    try:
+        _add(transformer, LoraConfig(**{key: value for key, value in adapter.config.items() if key in known}), name)
+    except (TypeError, ValueError) as error:
+        message = f"{adapter.source}: its LoRA configuration is not one PEFT can use ({error}); get or write the file again"
+        raise UserError(message) from error
+    load_into(transformer, adapter, name)
 
 
-def require_same_scale(transformer: MochiTransformer3DModel, adapter: Adapter, path: Path) -> None:
-    """Raises UserError unless a starting adapter means the same as the one attached: rank, alpha, rslora and dora."""
-    now = plain_config(transformer.peft_config[TRAINED])
+def require_same_scale(settings: AdapterConfig, adapter: Adapter) -> None:
+    """Raises UserError unless a starting adapter means what is configured: rank, alpha, rslora and dora."""
     names = {"r": "rank", "lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora"}
     for key, setting in names.items():
-        stored = adapter.config.get(key, False)
-        if stored != now[key]:
-            message = f"adapter.init_adapter: {path} has {setting} {stored}, this configuration {now[key]}"
+        stored, now = adapter.config.get(key, False), getattr(settings, setting)
+        if stored != now:
+            message = f"adapter.init_adapter: {adapter.source} has {setting} {stored}, this configuration {now}"
             raise UserError(f"{message}; set adapter.{setting}: {stored}")
 
 
-def load_into(transformer: MochiTransformer3DModel, tensors: dict[str, torch.Tensor], name: str) -> None:
-    """Copy `tensors` into the adapter `name` that is already there; shapes and names must fit exactly."""
+def load_into(transformer: MochiTransformer3DModel, adapter: Adapter, name: str) -> None:
+    """Copy the tensors of `adapter` into the one called `name` that is already there; shapes and names must fit exactly."""
+    tensors = adapter.tensors
     expected = get_peft_model_state_dict(transformer, adapter_name=name)
     if missing := sorted(set(expected) ^ set(tensors)):
-        message = f"adapter {name}: {len(missing)} tensors differ from what its rank and targets ask for ({missing[0]}, ...)"
+        message = f"{adapter.source}: {len(missing)} tensors differ from what rank and targets ask for ({missing[0]}, ...)"
         raise UserError(message)
     for key, tensor in tensors.items():
         if tensor.shape != expected[key].shape:
-            message = f"adapter {name}: {key} has shape {tuple(tensor.shape)}, this model needs {tuple(expected[key].shape)}"
-            raise UserError(f"{message}; it was made for another rank or architecture")
+            message = f"{adapter.source}: {key} has shape {tuple(tensor.shape)}, expected {tuple(expected[key].shape)}"
+            raise UserError(f"{message}; its header states another rank, or it was made for another architecture")
     set_peft_model_state_dict(transformer, tensors, adapter_name=name)
     for module_name, parameter in transformer.named_parameters():
         if ".lora_" in module_name:

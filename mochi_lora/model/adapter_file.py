@@ -50,7 +50,7 @@ def load_adapter(path: Path, *, assume_alpha_is_rank: bool = False) -> Adapter:
     """
     tensors, header = _read(path)
     if keymap.is_genmo(list(tensors)):
-        return _from_genmo(path, tensors, header)
+        return _from_genmo(path, tensors, header, assume_alpha_is_rank=assume_alpha_is_rank)
     ours = {key.removeprefix(_PREFIX): tensor.float() for key, tensor in tensors.items() if key.startswith(_PREFIX)}
     strange = [key for key in tensors if not key.startswith(_PREFIX) or ".lora_" not in key]
     if strange or not ours:
@@ -59,15 +59,15 @@ def load_adapter(path: Path, *, assume_alpha_is_rank: bool = False) -> Adapter:
     stored = _entry(path, header, LORA_ADAPTER_METADATA_KEY)
     config = {key.removeprefix(_PREFIX): value for key, value in stored.items() if key.startswith(_PREFIX)}
     if "r" in config and "lora_alpha" in config:  # for what is not there PEFT has defaults, alpha 8 among them
-        return Adapter(ours, config)
+        _require_numbers(path, {"r": config["r"], "lora_alpha": config["lora_alpha"]})
+        return Adapter(ours, config, str(path))
     if not assume_alpha_is_rank:
         message = (
             f"{path}: the file does not say its alpha, so its strength is unknown; pass --assume-alpha rank if alpha = rank"
         )
         raise UserError(message)
-    return Adapter(
-        ours, _config_by_rank({key.split(".lora_")[0]: factor.shape[0] for key, factor in ours.items() if "lora_A" in key})
-    )
+    ranks = {key.split(".lora_")[0]: factor.shape[0] for key, factor in ours.items() if "lora_A" in key}
+    return Adapter(ours, _config_by_rank(ranks), str(path))
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -107,10 +107,17 @@ def _config_by_rank(ranks: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _from_genmo(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, str]) -> Adapter:
+def _require_numbers(path: Path, values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            message = f"{path}: header says {key} = {value!r}, expected a number; get or write the file again"
+            raise DamagedFileError(message)
+
+
+def _from_genmo(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, str], *, assume_alpha_is_rank: bool) -> Adapter:
     """Genmo's file: A is shared by the fused q, k, v; alpha/rank is folded into B, so that every scale is 1.
 
-    Source: genmoai/mochi @0c86aeb `lora_layers.py`, `train.py`; without `kwargs` in its header it has no alpha and is refused.
+    Source: genmoai/mochi @0c86aeb `lora_layers.py`, `train.py`; alpha stands in the header entry `kwargs`.
     """
     kwargs = _entry(path, header, "kwargs")
     depth = keymap.depth_of(list(tensors))
@@ -125,10 +132,12 @@ def _from_genmo(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, 
             continue
         factor_a = tensor.float()
         alpha = "qkv_proj_lora_alpha" if ".qkv_" in module else "out_proj_lora_alpha"
-        if alpha not in kwargs:
+        if alpha not in kwargs and not assume_alpha_is_rank:
             message = f"{path}: Genmo-format LoRA whose header entry `kwargs` lacks {alpha}, so its strength is unknown"
-            raise UserError(f"{message}; save it again with Genmo's code")
-        scale = kwargs[alpha] / factor_a.shape[0]
+            raise UserError(f"{message}; pass --assume-alpha rank if alpha = rank")
+        stored = kwargs.get(alpha, factor_a.shape[0])
+        _require_numbers(path, {alpha: stored})
+        scale = stored / factor_a.shape[0]
         factor_b = tensors[f"{module}.lora_B"].float() * scale
         try:
             parts = keymap.lora_to_diffusers(module, factor_a, factor_b, depth)
@@ -139,4 +148,4 @@ def _from_genmo(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, 
             factors[f"{target}.lora_A.weight"] = part_a.clone()
             factors[f"{target}.lora_B.weight"] = part_b.contiguous()
             ranks[target] = part_a.shape[0]
-    return Adapter(factors, _config_by_rank(ranks))
+    return Adapter(factors, _config_by_rank(ranks), str(path))

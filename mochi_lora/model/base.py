@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from mochi_lora import spec
 from mochi_lora.errors import UserError
 
 _CHUNK = 1 << 16
@@ -30,9 +31,15 @@ def locate(base: str, revision: str | None, component: str) -> Path:
     try:
         root = snapshot_download(base, revision=revision, allow_patterns=[f"{component}/*"], ignore_patterns=["*.bf16*"])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        message = f"model.base: {base} could not be fetched from the hub ({error}); give a local folder, or check the network"
-        raise UserError(message) from error
-    return Path(root) / component
+        message = (
+            f"model.base: there is no local folder {base}, and the hub has not given {component} of such a model ({error})"
+        )
+        raise UserError(f"{message}; check the path, or the name and the network") from error
+    folder = Path(root) / component
+    if not folder.is_dir():
+        message = f"model.base: {base} on the hub has no {component}; expected a diffusers layout such as {spec.BASE_MODEL}"
+        raise UserError(message)
+    return folder
 
 
 def fingerprint(folder: Path) -> str:

@@ -79,10 +79,11 @@ class Health:
         """All tensors of this rank's step, so that the failure can be run again outside the loop."""
         tensors: dict[str, torch.Tensor] = {}
         for index, batch in enumerate(record.batches):
-            named = {"clean": batch.clean, "noise": batch.noise, "sigma": batch.sigma, "text": batch.text.tokens}
+            named = {name: getattr(batch, name) for name in ("clean", "noise", "sigma", "anchor")} | {"text": batch.text.tokens}
             tensors |= {f"micro{index}.{name}": tensor.cpu().contiguous() for name, tensor in named.items()}
         header = {
             "step": str(record.step + 1),
+            "positions": " ".join(str(position) for batch in record.batches for position in batch.positions),
             "clips": "\n".join(clip for batch in record.batches for clip in batch.clips),
             "text_lengths": " ".join(str(length) for batch in record.batches for length in batch.text.lengths),
         }

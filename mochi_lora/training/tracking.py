@@ -153,12 +153,6 @@ def open_trackers(settings: TrackingConfig, folder: Path, config: Mapping[str, A
     return Trackers(folder, records, backends, ids)
 
 
-def start_over(folder: Path) -> None:
-    """Forget the run in `folder` (`--fresh`): its history and its identity in the trackers, not what they have stored."""
-    for name in (HISTORY, IDS):
-        (folder / name).unlink(missing_ok=True)
-
-
 def _open(name: str, session: Session) -> Backend:
     match name:
         case "wandb":

@@ -48,6 +48,14 @@ class StepResult:
     tokens: int  # visual tokens of this rank
 
 
+@dataclass(frozen=True)
+class Pace:
+    """Means over the steps since the last log line; what else was done in between is not counted."""
+
+    seconds_per_step: float
+    tokens_per_second: float  # visual tokens of this rank
+
+
 class Event(Protocol):
     """Something due every N steps; called with the number of completed steps on every rank."""
 
@@ -60,7 +68,7 @@ class Event(Protocol):
 class Events:
     """What the composition root plugs into the loop. None: never."""
 
-    log: Callable[[int, StepResult, float], None]  # (completed steps, last step's result, mean seconds per step)
+    log: Callable[[int, StepResult, Pace], None]  # (completed steps, the last step's result, pace since the last log)
     validate: Event | None
     sample: Event | None
     checkpoint: Event
@@ -102,16 +110,15 @@ def train_step(learner: Learner, health: Health, step: int, batches: Sequence[Ba
 
 
 def run_loop(
-    learner: Learner, health: Health, events: Events, batches: Iterator[tuple[int, list[Batch]]], stop: StopFlag
+    learner: Learner, health: Health, events: Events, batches: Iterator[tuple[int, list[Batch]]], stop: StopFlag, done: int
 ) -> int:
-    """Train until the batches end or all ranks agree to stop; returns the number of completed steps."""
+    """Go on after `done` completed steps until the batches end or all ranks agree to stop; returns the steps completed."""
     settings = learner.settings
-    done = settings.steps  # where no batch is left
-    timed, since = 0, time.monotonic()
+    timed, tokens, since = 0, 0, time.monotonic()
     for step, micro_batches in batches:
         result = train_step(learner, health, step, micro_batches)
         done = step + 1
-        timed += 1
+        timed, tokens = timed + 1, tokens + result.tokens
         last = done == settings.steps
         events.progress(done)
         stopping = stop.agreed() and not last
@@ -122,14 +129,15 @@ def run_loop(
         if pauses or health.crowded:
             health.check()
         if pauses:
-            events.log(done, result, (time.monotonic() - since) / timed)
+            seconds = time.monotonic() - since
+            events.log(done, result, Pace(seconds / timed, tokens / seconds))
             if validates and events.validate:
                 events.validate(done)
             if saves:
                 events.checkpoint(done)
             if samples and events.sample:
                 events.sample(done)
-            timed, since = 0, time.monotonic()  # what was done besides training is not training time
+            timed, tokens, since = 0, 0, time.monotonic()
         if stopping:
             break
     return done

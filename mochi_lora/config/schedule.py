@@ -1,4 +1,7 @@
-"""Which noise levels a sampler visits and how strongly it is guided at each. Plain numbers, no torch."""
+"""What the sampling settings stand for: which noise levels are visited, how strongly each is guided. Plain numbers.
+
+The schema asks these functions whether settings fit together, and the sampler calls them: a rule is written once.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,10 +16,7 @@ def linear_quadratic_schedule(steps: int, threshold_noise: float = 0.025, linear
     (genmoai/mochi @0c86aeb `pipelines.py:53-67`), its order of operations kept so that results agree to the last bit.
     Raises UserError where Genmo divides by zero, or where its parabola overshoots and sigma would not fall.
     """
-    if linear_steps is None:
-        linear_steps = steps // 2
-    if not 0 < linear_steps < steps:
-        raise UserError(f"linear_steps {linear_steps} of {steps} steps: take at least 1 and fewer than the steps")
+    linear_steps = length_of_linear_part(steps, linear_steps)
     linear = [i * threshold_noise / linear_steps for i in range(linear_steps)]
     excess = linear_steps - threshold_noise * steps
     quadratic_steps = steps - linear_steps
@@ -32,6 +32,15 @@ def linear_quadratic_schedule(steps: int, threshold_noise: float = 0.025, linear
             f"step; take a threshold_noise above 0 and not above the linear share, {share:g}"
         )
     return sigmas
+
+
+def length_of_linear_part(steps: int, linear_steps: int | None) -> int:
+    """`linear_steps`, or for None half of `steps`. Raises UserError unless both parts get at least one step."""
+    if linear_steps is None:
+        linear_steps = steps // 2
+    if not 0 < linear_steps < steps:
+        raise UserError(f"linear_steps {linear_steps} of {steps} steps: take at least 1 and fewer than the steps")
+    return linear_steps
 
 
 def guidance_schedule(guidance: float | Sequence[float], steps: int) -> list[float]:
