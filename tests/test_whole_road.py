@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import yaml
 from synthetic import records
 
 from mochi_lora.model.adapter_file import load_adapter, read_provenance
@@ -23,11 +25,20 @@ PROGRAMS = {"python": "", "accelerate": "-m accelerate.commands.accelerate_cli",
 STEPS = 60
 
 
-def make(folder: Path, target: str) -> str:
-    """What `make target` says, in an environment without what `make test` and launchers put there."""
+def readme() -> str:
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def clean_environment() -> dict[str, str]:
+    """Without what `make test` and launchers put there."""
     ours = ("MAKEFLAGS", "MAKELEVEL", "OMP_NUM_THREADS", "RANK")
-    environment = {name: value for name, value in os.environ.items() if name not in ours}
-    done = subprocess.run(["make", target], cwd=folder, env=environment, capture_output=True, text=True, timeout=580)
+    return {name: value for name, value in os.environ.items() if name not in ours}
+
+
+def make(folder: Path, target: str) -> str:
+    """What `make target` says."""
+    command = ["make", target]
+    done = subprocess.run(command, cwd=folder, env=clean_environment(), capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -57,7 +68,7 @@ def road(tmp_path_factory):
 
 
 def test_the_readme_begins_with_the_two_commands():
-    commands = re.findall(r"^ *(?:\$ )?(make \w+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    commands = re.findall(r"^ *(?:\$ )?(make \w+)", readme(), re.MULTILINE)
     assert commands[:2] == ["make quickstart", "make test"]
 
 
@@ -106,3 +117,46 @@ def test_a_second_time_encodes_and_trains_nothing_again(road):
     assert f"finished at step {STEPS}" in told
     assert "pip" not in told
     assert metrics.read_bytes() == before
+
+
+def test_the_three_commands_for_ones_own_clips_run_as_the_readme_writes_them(road):
+    """Only `mine.yaml` is ours: the quickstart's settings under another run, so that a CPU and a tiny model do."""
+    folder, _ = road
+    lines = re.findall(r"^    ((?:python|accelerate|mochi-lora) .*--config mine\.yaml.*?)(?:  +#.*)?$", readme(), re.MULTILINE)
+    assert [line.split()[0] for line in lines] == ["python", "accelerate", "mochi-lora"]
+    settings = yaml.safe_load((folder / "configs" / "quickstart.yaml").read_text(encoding="utf-8"))
+    settings["run"]["folder"] = "runs/mine"
+    settings["train"] |= {"steps": 4, "warmup_steps": 1, "sample_every": 0}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    path = f"{folder / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    for line in lines:
+        done = subprocess.run(
+            shlex.split(line),
+            cwd=folder,
+            env=clean_environment() | {"PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    assert load_adapter(folder / "runs" / "mine" / "adapter.safetensors").tensors
+    assert list((folder / "runs" / "mine" / "samples").rglob("*.mp4"))
+
+
+def test_the_readmes_diffusers_lines_load_the_adapter(road):
+    """Its four lines, with the tiny model and the quickstart's adapter in place of the names."""
+    folder, _ = road
+    block = re.search(r"In diffusers:\n\n((?:    .*\n|\n)+)", readme())
+    assert block is not None
+    code = "\n".join(line.removeprefix("    ") for line in block[1].splitlines())
+    names = {
+        "genmo/mochi-1-preview": "build/mochi-tiny",
+        "runs/mine/adapter.safetensors": "runs/quickstart/adapter.safetensors",
+        "torch.bfloat16": "torch.float32",
+    }
+    for name, ours in names.items():
+        assert name in code
+        code = code.replace(name, ours)
+    code += "\nassert pipe.get_list_adapters() == {'transformer': ['default_0']}, pipe.get_list_adapters()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
