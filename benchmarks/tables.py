@@ -43,9 +43,9 @@ def table(benchmark: str) -> str:
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}
     for line in map(json.loads, lines):
         newest[_case(line)] = line
-    head = "| Trainer | GPU | Frames | Base | Checkpointing | s / step | Allocated GiB | Reserved GiB |\n"
+    head = "| Trainer | GPU | Frames | Base | Attention | Checkpointing | s / step | Allocated GiB | Reserved GiB |\n"
     rows = (_row(line) for _, line in sorted(newest.items(), key=lambda item: (item[0][0], str(item[0]))))
-    return head + "|---|---|---|---|---|---|---|---|\n" + "".join(rows)
+    return head + "|---|---|---|---|---|---|---|---|---|\n" + "".join(rows)
 
 
 def _case(line: dict[str, Any]) -> tuple[Any, ...]:
@@ -61,6 +61,7 @@ def _row(line: dict[str, Any]) -> str:
         line["gpu"],
         f"{line['frames']} at {line['height']}x{line['width']}",
         plan["precision"],
+        "its own" if line["trainer"] == "diffusers" else plan["attention"],
         plan["checkpointing"],
         timing,
         f"{line['allocated_gib']:.1f}",
