@@ -43,7 +43,7 @@ class Previews:
     def make(self, model: VelocityModel, done: int) -> dict[str, Path]:
         """Videos of all ranks by caption, under <run>/samples/step-<done>, with a contact sheet beside them.
 
-        None, and no sheet, if any rank was cancelled: a resumed run makes them then.
+        Empty, and no sheet, if any rank was cancelled: a resumed run makes them then.
         """
         start = time.monotonic()
         folder = sheet_path(self._config, done).parent
