@@ -1,6 +1,7 @@
 """`mochi-lora train`, in process: what it leaves behind, what it refuses, and what going on may change."""
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -324,10 +325,10 @@ def test_training_before_encoding_names_the_command(start, capsys):
     assert "run `mochi-lora encode` with this configuration first" in refused(capsys, start)
 
 
-@pytest.mark.parametrize("component", ["vae", "text_encoder"])
+@pytest.mark.parametrize("component", ["vae", "text_encoder", "tokenizer"])
 def test_a_cache_of_another_encoder_is_refused(start, tiny, tmp_path, capsys, component):
     base = shutil.copytree(tiny, tmp_path / "base")
-    config = base / component / "config.json"
+    config = min((base / component).glob("*.json"))
     config.write_text(config.read_text() + " ")
     told = refused(capsys, start, "--model.base", str(base))
     assert f"encoded with another {component}" in told
@@ -428,15 +429,22 @@ def test_videos_cut_short_by_a_signal_leave_no_sheet_and_are_made_by_the_next_st
     run = run_of(copy)
     shutil.rmtree(run / "samples" / "step-000003")
     monkeypatch.setattr("mochi_lora.commands.train._previews", _cut_short)
-    assert train(copy) == 0
+    with pytest.raises(SystemExit, match="143"):
+        train(copy)
     assert not (run / "samples" / "step-000003" / "sheet.png").exists()
     monkeypatch.undo()
     assert train(copy) == 0
     assert (run / "samples" / "step-000003" / "sheet.png").exists()
 
 
-def _cut_short(config, processes, sources, _stop):
-    return Previews(config, processes, sources.prompts, cancelled=lambda: True)
+def _cut_short(config, processes, sources, stop):
+    """As if SIGTERM came with the first denoising step."""
+
+    def cancelled():
+        stop.requested = signal.SIGTERM
+        return True
+
+    return Previews(config, processes, sources.prompts, cancelled=cancelled)
 
 
 def test_a_full_gpu_is_an_error_with_a_way_out(start, capsys, monkeypatch):

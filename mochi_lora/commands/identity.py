@@ -48,7 +48,8 @@ def require_same_encoders(config: Config, index: Index) -> None:
         if encoded != now:
             message = f"{config.data.cache}: encoded with model.base, model.revision = {encoded}, now {now}; {advice}"
             raise UserError(message)
-    checks = {"vae": index.vae.fingerprint, "text_encoder": index.text.fingerprint.split("-")[0]}
+    text_encoder, _, tokenizer = index.text.fingerprint.partition("-")
+    checks = {"vae": index.vae.fingerprint, "text_encoder": text_encoder, "tokenizer": tokenizer}
     for component, expected in checks.items():
         if (base / component).is_dir() and (found := fingerprint(base / component)) != expected:
             message = f"{config.data.cache}: encoded with another {component} ({expected}) than {base / component} ({found})"

@@ -19,7 +19,7 @@ from mochi_lora.console import console
 from mochi_lora.data.prompts import PromptEmbeddings
 from mochi_lora.inference.generate import generate_latents, render
 from mochi_lora.inference.sampler import Cancelled
-from mochi_lora.inference.video import video_name, write_contact_sheet, write_mp4
+from mochi_lora.inference.video import glimpse, video_name, write_contact_sheet, write_mp4
 from mochi_lora.model.transformer import VelocityModel
 
 
@@ -90,7 +90,7 @@ class Previews:
             frames = render(vae, latent)
             path = folder / video_name(number, prompt, seed)
             write_mp4(path, frames)
-            rows.append((number, f"{prompt} (seed {seed})", path, frames[:: max(1, len(frames) // 6)]))
+            rows.append((number, f"{prompt} (seed {seed})", path, glimpse(frames)))
         del vae
         if device.type == "cuda":
             torch.cuda.empty_cache()

@@ -21,7 +21,7 @@ from mochi_lora.data.samples import TextEmbedding
 from mochi_lora.errors import UserError
 from mochi_lora.files import sha256_of_file, write_json
 from mochi_lora.inference.generate import generate_latents, render
-from mochi_lora.inference.video import video_name, write_contact_sheet, write_mp4
+from mochi_lora.inference.video import glimpse, video_name, write_contact_sheet, write_mp4
 from mochi_lora.model import adapter as lora
 from mochi_lora.model.adapter_file import load_adapter
 from mochi_lora.model.base import fingerprint, locate
@@ -102,7 +102,7 @@ def _make(
             write_mp4(path, frames)
             write_json(path.with_suffix(".json"), {"prompt": prompt, "seed": seed, **origin})
             paths.append(path)
-            rows.append((f"{prompt} (seed {seed})", frames[:: max(1, len(frames) // 6)]))
+            rows.append((f"{prompt} (seed {seed})", glimpse(frames)))
     return paths, rows
 
 

@@ -108,7 +108,7 @@ def _train(
         done = run_loop(learner, health, events.plugs(), batches, stop, done)
         events.finish(done)
         processes.wait_for_everyone()
-    stopped = stop.requested if done < config.train.steps else 0
+    stopped = 0 if _is_finished(config, done) else stop.requested
     _farewell(config, done, stopped)
     return stopped
 

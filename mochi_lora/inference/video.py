@@ -63,6 +63,11 @@ def video_name(number: int, prompt: str, seed: int) -> str:
     return f"{number:03d}-{words or 'prompt'}-seed{seed}.mp4"
 
 
+def glimpse(frames: np.ndarray) -> np.ndarray:
+    """About six evenly spaced frames of [F, H, W, 3] for a contact sheet, so that no whole clip is kept for it."""
+    return frames[:: max(1, len(frames) // 6)].copy()
+
+
 def write_contact_sheet(path: Path, rows: Sequence[tuple[str, np.ndarray]], columns: int = 6) -> None:
     """Write a PNG: per row its title (wrapped) over up to `columns` evenly spaced frames, the first and last included.
 

@@ -18,6 +18,7 @@ from mochi_lora.data.samples import CachedSample, TextEmbedding
 from mochi_lora.errors import UserError
 from mochi_lora.model.flow import LatentStats, draw_posterior
 from mochi_lora.model.transformer import TextBatch
+from mochi_lora.spec import PATCH
 from mochi_lora.streams import Purpose, normal, stream
 from mochi_lora.training.noise_levels import draw_sigma
 from mochi_lora.training.stopping import obey_parent_alone
@@ -51,7 +52,7 @@ class Batch:
     def tokens(self) -> int:
         """Visual tokens in the batch."""
         size, _, frames, height, width = self.clean.shape
-        return size * frames * (height // 2) * (width // 2)
+        return size * frames * (height // PATCH) * (width // PATCH)
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,6 @@ def _raised(found: Batch | UserError) -> Batch:
         try:
             raise found
         finally:
-            del (
-                found
-            )  # the error holds this frame: the cycle would keep the loader's processes until the garbage collector comes
+            # The error holds this frame: the cycle would keep the loader's processes until the garbage collector comes.
+            del found
     return found
