@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 $(TINY)/model_index.json: | $(STAMP)
-	$(BIN)/mochi-lora tiny $(TINY)
+	$(BIN)/mochi-lora tiny $(TINY) --random 0
 
 # The flags after `launch` are accelerate's own defaults; unsaid, it prints a paragraph about each.
 quickstart: $(STAMP) $(TINY)/model_index.json

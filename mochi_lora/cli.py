@@ -6,7 +6,9 @@ run that a signal stopped and that was saved ends with 128 + the signal's number
 
 import argparse
 import json
+import math
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +17,16 @@ from mochi_lora import __version__
 from mochi_lora.config.load import dump_config, find_config, load_config
 from mochi_lora.config.problems import ConfigError, near_settings
 from mochi_lora.config.reference import json_schema, reference_yaml
-from mochi_lora.config.requests import AdapterChoice, SampleRequest, read_prompts
+from mochi_lora.config.requests import AdapterChoice, EvaluationRequest, SampleRequest, read_prompts
 from mochi_lora.config.schema import Config
 from mochi_lora.console import errors, hush_libraries
 from mochi_lora.errors import UserError
 
 _OVERRIDE = re.compile(r"--\w+(\.\w+)+(=.*)?", re.DOTALL)
 _INTERRUPTED = 130
+# As in the rooms of the drawn world, which would bring numpy and torch into `--help`.
+STYLES = ("base", "chalk")
+MOTIONS = ("left", "right", "up", "down", "still", "grows", "circles")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
     except SystemExit as stop:  # argparse has said what it had to say
         return int(stop.code or 0)
     arguments.overrides = overrides
+    arguments.command = shlex.join(["mochi-lora", *argv])
     hush_libraries()
     try:
         _refuse_unknown(unknown)
@@ -88,11 +94,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--fresh", action="store_true", help="start over instead of continuing this run")
     train.set_defaults(run=_train)
     _add_sample(commands.add_parser("sample", help="base and adapter -> videos", allow_abbrev=False))
+    _add_evaluate(commands.add_parser("evaluate", help="base against adapter -> a report: did it work?", allow_abbrev=False))
     _add_inspect(commands.add_parser("inspect", help="tabulate the cache, decode samples back to video", allow_abbrev=False))
-    tiny = commands.add_parser("tiny", help="build a tiny Mochi with random weights, for trying things", allow_abbrev=False)
+    tiny = commands.add_parser("tiny", help="write mochi-tiny, a small trained Mochi for trying things", allow_abbrev=False)
     tiny.add_argument("folder", type=Path, help="folder to write, in diffusers layout")
-    tiny.add_argument("--seed", type=_count, default=0, metavar="N", help="seed of the weights (default 0)")
+    tiny.add_argument("--random", type=_count, metavar="SEED", help="random weights of this seed instead of the trained ones")
     tiny.set_defaults(run=_tiny)
+    _add_draw(commands.add_parser("draw", help="draw a data set for mochi-tiny: clips with captions", allow_abbrev=False))
     _add_print(commands.add_parser("config", help="print the reference, the schema, or a resolved file", allow_abbrev=False))
     return parser
 
@@ -102,6 +110,25 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decode", type=_count, default=0, metavar="N", help="decode the first N samples (default 0)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the decoded videos")
     parser.set_defaults(run=_inspect)
+
+
+def _add_draw(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="folder to write: NNN.mp4 with NNN.txt beside it")
+    parser.add_argument(
+        "--style", choices=STYLES, default="base", help="base is what mochi-tiny knows, chalk what it can learn"
+    )
+    parser.add_argument(
+        "--motion",
+        nargs="+",
+        action="extend",
+        choices=MOTIONS,
+        default=[],
+        metavar="NAME",
+        help=f"only these: {' '.join(MOTIONS)} (default: all but circles, which mochi-tiny never saw)",
+    )
+    parser.add_argument("--count", type=_positive, default=48, metavar="N", help="clips (default 48)")
+    parser.add_argument("--seed", type=_count, default=0, metavar="N", help="which scenes (default 0)")
+    parser.set_defaults(run=_draw)
 
 
 def _add_print(parser: argparse.ArgumentParser) -> None:
@@ -135,13 +162,30 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     )
     adapters.add_argument("--base-only", action="store_true", help="no adapter: the base model")
     parser.add_argument("--seed", nargs="+", type=_count, default=[], metavar="N", help="instead of sample.seeds")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the videos")
+    parser.add_argument(
+        "--strengths", nargs="+", type=_finite, default=[], metavar="S", help="every video at each strength, 0 is the base"
+    )
+    parser.add_argument("--sweep", action="store_true", help="the adapters one by one, not together")
+    parser.add_argument("--grid", action="store_true", help="also one video: a row per prompt, a column per version")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the videos; what is there already is kept")
     parser.add_argument(
         "--assume-alpha",
         choices=("rank",),
         help="what alpha is for adapter files that do not say; they are refused otherwise",
     )
     parser.set_defaults(run=_sample)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument("--quick", action="store_true", help="8 trigger prompts, 3 strengths, no checkpoints: indicative")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--adapter", type=Path, metavar="PATH", help="instead of the run's own")
+    what.add_argument(
+        "--from-videos", type=Path, metavar="DIR", help="clips made elsewhere: base/ and adapter/, or a videos.jsonl"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of videos and report; default: RUN/evaluation")
+    parser.set_defaults(run=_evaluate)
 
 
 def _refuse_unknown(words: list[str]) -> None:
@@ -155,6 +199,22 @@ def _count(text: str) -> int:
     number = int(text)
     if not 0 <= number < 2**63:
         raise argparse.ArgumentTypeError(f"{text}: expected 0 to 2^63 - 1")
+    return number
+
+
+def _positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    number = _count(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return number
+
+
+def _finite(text: str) -> float:
+    """A number that is one, for argparse."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text}: expected a finite number")
     return number
 
 
@@ -187,10 +247,27 @@ def _sample(arguments: argparse.Namespace) -> None:
         assume_alpha_is_rank=arguments.assume_alpha == "rank",
         base_only=arguments.base_only,
         own_seeds=own_seeds,
+        strengths=tuple(arguments.strengths),
+        sweep=arguments.sweep,
+        grid=arguments.grid,
     )
     from mochi_lora.commands import sample
 
     sample.run(config, request)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    config = _loaded(arguments)
+    request = EvaluationRequest(
+        quick=arguments.quick,
+        adapter=arguments.adapter,
+        from_videos=arguments.from_videos,
+        output=arguments.output,
+        command=arguments.command,
+    )
+    from mochi_lora.commands import evaluate
+
+    evaluate.run(config, request)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -204,7 +281,14 @@ def _tiny(arguments: argparse.Namespace) -> None:
     _refuse_overrides(arguments, "tiny")
     from mochi_lora.commands import tiny
 
-    tiny.run(arguments.folder, seed=arguments.seed)
+    tiny.run(arguments.folder, random=arguments.random)
+
+
+def _draw(arguments: argparse.Namespace) -> None:
+    _refuse_overrides(arguments, "draw")
+    from mochi_lora.commands import draw
+
+    draw.run(arguments.folder, style=arguments.style, motions=arguments.motion, count=arguments.count, seed=arguments.seed)
 
 
 def _print_config(arguments: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from mochi_lora import cli
 from mochi_lora.cli import main, split_overrides
-from mochi_lora.config.requests import AdapterChoice, SampleRequest, read_prompts
+from mochi_lora.config.requests import AdapterChoice, SampleRequest, read_prompt_lines, read_prompts
 from mochi_lora.config.schema import Config
 from mochi_lora.errors import UserError
 
@@ -98,12 +98,39 @@ def test_sample_reads_a_prompts_file(command, config_file, tmp_path):
     assert request.videos(["unused"], [5]) == [("a fox", 9), ("a boat", 1), ("a boat", 2)]
 
 
+def test_sample_hands_over_a_sweep(command, config_file):
+    calls = command("sample")
+    words = ["--adapter", "a", "b", "--sweep", "--strengths", "0", ".5", "-1", "--grid", "--prompt", "a fox"]
+    assert main(["sample", "--config", config_file, *words]) == 0
+    request = calls[0][0][1]
+    assert (request.strengths, request.sweep, request.grid) == ((0.0, 0.5, -1.0), True, True)
+    columns = request.columns(request.adapters)
+    assert [[(str(item.path), item.strength) for item in column] for column in columns] == [
+        [(name, strength)] for name in ("a", "b") for strength in (0.0, 0.5, -1.0)
+    ]
+
+
+def test_without_a_sweep_adapters_stay_together_at_each_strength():
+    a, b = AdapterChoice(Path("a")), AdapterChoice(Path("b"))
+    assert SampleRequest().columns([a, b]) == [(a, b)]
+    half = (AdapterChoice(Path("a"), 0.5), AdapterChoice(Path("b"), 0.5))
+    assert SampleRequest(strengths=(0.5, 1)).columns([a, b]) == [half, (a, b)]
+    assert SampleRequest().columns([]) == [()]
+
+
+def test_the_prompts_file_of_an_evaluation_is_one_for_sample(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "x", "set": "unrelated"}\n{"prompt": "y", "seed": 3}\n')
+    assert read_prompts(path) == (("x", "y"), (None, 3))
+    assert [line.prompt_set for line in read_prompt_lines(path)] == ["unrelated", None]
+
+
 def test_inspect_and_tiny_hand_over_their_options(command, config_file):
     inspected, built = command("inspect"), command("tiny")
     assert main(["inspect", "--config", config_file, "--decode", "2", "--output", "out"]) == 0
-    assert main(["tiny", "some/folder", "--seed", "7"]) == 0
+    assert main(["tiny", "some/folder", "--random", "7"]) == 0
     assert inspected[0][1] == {"decode": 2, "output": Path("out")}
-    assert built == [((Path("some/folder"),), {"seed": 7})]
+    assert built == [((Path("some/folder"),), {"random": 7})]
 
 
 def test_an_error_for_people_is_one_line_on_stderr_and_status_1(command, config_file, capsys):
@@ -138,10 +165,11 @@ def test_an_interrupt_is_status_130(command, config_file):
         ([], "COMMAND"),
         (["trian"], "trian"),
         (["tiny", "folder", "--train.steps", "4"], "tiny takes no settings"),
-        (["tiny", "folder", "--seed", "-1"], "-1"),
+        (["tiny", "folder", "--random", "-1"], "-1"),
         (["sample", "--config", "some.yaml", "--prompt", "x", "--prompts", "y.txt"], "not allowed with"),
         (["sample", "--config", "some.yaml", "--adapter", "x", "--base-only"], "not allowed with"),
         (["sample", "--config", "some.yaml", "--assume-alpha", "8"], "rank"),
+        (["sample", "--config", "some.yaml", "--strengths", "nan"], "finite"),
         (["config", "schema", "--config", "some.yaml"], "does not depend on --config"),
     ],
 )
@@ -188,6 +216,7 @@ def test_prompts_of_a_text_file_are_its_lines(tmp_path):
         ("p.jsonl", b'{"prompt": "x"}\n{"prompt": 3}\n', r"p\.jsonl, line 2: no prompt"),
         ("p.jsonl", b'{"prompt": "x", "steps": 3}\n', r"line 1: unknown key 'steps'"),
         ("p.jsonl", b'{"prompt": "x", "seed": true}\n', r"line 1: seed True"),
+        ("p.jsonl", b'{"prompt": "x", "set": "plain"}\n', r"line 1: set 'plain': expected 'trigger' or 'unrelated'"),
         ("p.jsonl", b'{"prompt": "x"\n', r"line 1: not JSON"),
         ("p.txt", b"\n \n", r"p\.txt: the prompts file holds no prompt"),
         ("p.txt", b"caf\xe9\n", r"p\.txt: the prompts file is not UTF-8"),
@@ -262,5 +291,5 @@ def test_inspect_cache_is_the_inspect_command():
 def test_every_command_is_in_the_help(capsys):
     assert main(["--help"]) == 0
     told = capsys.readouterr().out
-    assert all(name in told for name in ("encode", "train", "sample", "inspect", "tiny", "config"))
+    assert all(name in told for name in ("encode", "train", "sample", "inspect", "tiny", "draw", "config"))
     assert callable(cli.entry)

@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from mochi_lora.cli import main
+from mochi_lora.inference.video import write_mp4
 from mochi_lora.model.attention import attend, check_attention
 from mochi_lora.model.tiny import build_tiny
 from mochi_lora.model.vae import MochiVae
@@ -107,7 +108,9 @@ def test_a_run_resumed_from_its_checkpoint_goes_on_like_one_never_stopped(road, 
 def test_offloading_changes_no_frame(road, tmp_path, monkeypatch):
     """Compared before x264, which may write other bytes for the same frames."""
     made = []
-    monkeypatch.setattr("mochi_lora.commands.sample.write_mp4", lambda _path, frames: made.append(frames))
+    monkeypatch.setattr(
+        "mochi_lora.inference.shots.write_mp4", lambda path, frames: (made.append(frames), write_mp4(path, frames))
+    )
     root, config = road
     if not (root / "run" / "adapter.safetensors").exists():
         assert main(["train", "--config", config]) == 0

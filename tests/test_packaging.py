@@ -22,7 +22,13 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Name to install -> name to import, where they differ.
-IMPORTS = {"decord2": "decord", "pillow": "PIL", "pyyaml": "yaml", "protobuf": "google.protobuf"}
+IMPORTS = {
+    "decord2": "decord",
+    "pillow": "PIL",
+    "opencv-python-headless": "cv2",
+    "pyyaml": "yaml",
+    "protobuf": "google.protobuf",
+}
 
 
 def pinned() -> dict[str, str]:
@@ -119,7 +125,9 @@ def clean_python(wheel, tmp_path_factory):
 @pytest.mark.slow
 def test_the_wheel_holds_every_module_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mochi_lora").rglob("*.py")} | {"mochi_lora/py.typed"}
+    inside = [path for path in (ROOT / "mochi_lora").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    expected = {path.relative_to(ROOT).as_posix() for path in inside}
+    assert {"mochi_lora/py.typed", "mochi_lora/tiny/weights/README.md"} <= expected
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert {"LICENSE", "NOTICE"} <= {Path(name).name for name in names}
 

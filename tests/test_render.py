@@ -116,7 +116,7 @@ def test_random_outlines_follow_the_generator_and_keep_off_the_board():
     frames = render.render_outlines(batch, np.random.default_rng(5))
     assert torch.equal(frames, render.render_outlines(batch, np.random.default_rng(5)))
     assert not torch.equal(frames, render.render_outlines(batch, np.random.default_rng(6)))
-    grounds = frames[:, 0, 0, 0].float()  # no object reaches the corner
+    grounds = frames[:, 0].flatten(1, 2).median(dim=1).values.float()  # rough, and sloping about this colour
     assert (grounds - torch.tensor(scenery.BOARD)).norm(dim=1).min() > 55
     assert len(grounds.unique(dim=0)) == 40
 

@@ -1,5 +1,6 @@
 """`mochi-lora sample`: what was asked for, and beside each video all that made it."""
 
+import hashlib
 import json
 import shutil
 from importlib.metadata import version
@@ -11,9 +12,10 @@ from tiny_commands import frames_of, settings
 
 from mochi_lora import __version__
 from mochi_lora.cli import main
-from mochi_lora.commands import sample as room
+from mochi_lora.commands import videos as room
 from mochi_lora.config.schema import AdapterConfig
 from mochi_lora.files import sha256_of_file
+from mochi_lora.inference import shots
 from mochi_lora.inference.video import write_mp4
 from mochi_lora.model.adapter import attach, current
 from mochi_lora.model.adapter_file import save_adapter
@@ -51,7 +53,7 @@ def sample(words, tmp_path, monkeypatch):
     Frames as handed to the video encoder: x264 itself does not always make the same bytes of the same frames.
     """
     calls, written = iter(range(99)), {}
-    monkeypatch.setattr(room, "write_mp4", lambda path, frames: (written.update({path: frames}), write_mp4(path, frames)))
+    monkeypatch.setattr(shots, "write_mp4", lambda path, frames: (written.update({path: frames}), write_mp4(path, frames)))
 
     def run(*more):
         output = tmp_path / f"out{next(calls)}"
@@ -103,9 +105,11 @@ def test_several_adapters_act_together_each_at_its_strength(sample, adapters):
     assert np.array_equal(only_motion, _frames(sample("--adapter", motion)))
 
 
-def test_the_json_beside_a_video_says_all_that_made_it(sample, adapters, tiny):
+def test_the_json_beside_a_video_says_all_that_made_it(sample, adapters, tiny, tmp_path):
     made = sample("--adapter", f"{adapters[0]}:0.5", adapters[1], "--seed", 7, "--sample.guidance", "[3, 1.5]")
-    ((_, about),) = made.values()
+    ((name, (frames, about)),) = made.items()
+    assert about.pop("frames_sha256") == hashlib.sha256(frames.tobytes()).hexdigest()
+    assert about.pop("video_sha256") == sha256_of_file(tmp_path / "out0" / name)
     assert about == {
         "prompt": FOX,
         "seed": 7,
@@ -258,3 +262,99 @@ def test_ctrl_c_keeps_finished_videos(words, tmp_path, monkeypatch):
     assert main(["sample", *words, "--base-only", "--output", str(tmp_path / "out")]) == 130
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["000-a-fox-in-the-snow-seed0.json", "000-a-fox-in-the-snow-seed0.mp4"]
+
+
+# --- resuming, sweeps and grids -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sweep(words, tmp_path, monkeypatch, sample):
+    """Runs `sample` into one folder; returns ({video name: frames made now}, {video name: JSON} of all there)."""
+    made, output = {}, tmp_path / "sweep"
+    write = shots.write_mp4  # the other fixture's, which keeps its own frames
+    monkeypatch.setattr(shots, "write_mp4", lambda path, frames: (made.update({path.name: frames}), write(path, frames)))
+
+    def run(*more):
+        made.clear()
+        assert main(["sample", *words, *map(str, more), "--output", str(output)]) == 0
+        grids = {"grid.mp4"} if "--grid" in more else set()
+        videos = sorted(path for path in output.glob("*.mp4") if path.name not in grids)
+        return dict(made), {path.name: json.loads(path.with_suffix(".json").read_text()) for path in videos}
+
+    run.output = output
+    return run
+
+
+def test_the_same_call_again_makes_only_what_is_missing(sweep, monkeypatch, capsys):
+    first, _ = sweep("--base-only", "--prompt", FOX, BALL)
+    (sweep.output / "001-a-red-ball-seed0.mp4").unlink()
+    again, there = sweep("--base-only", "--prompt", FOX, BALL)
+    assert "1 of 2 are there already" in capsys.readouterr().out
+    assert list(again) == ["001-a-red-ball-seed0.mp4"]
+    assert np.array_equal(again["001-a-red-ball-seed0.mp4"], first["001-a-red-ball-seed0.mp4"])
+    assert len(there) == 2
+    monkeypatch.setattr(room, "load_transformer", None)  # calling it would fail: nothing is left to make
+    monkeypatch.setattr(room, "TextEncoder", None)
+    assert sweep("--base-only", "--prompt", FOX, BALL)[0] == {}
+
+
+def test_another_setting_or_adapter_makes_the_videos_anew(sweep, adapters, tmp_path):
+    own = tmp_path / "own.safetensors"
+    own.write_bytes(adapters[0].read_bytes())
+    assert len(sweep("--adapter", own, "--prompt", FOX)[0]) == 1
+    assert len(sweep("--adapter", own, "--prompt", FOX, "--sample.guidance", 2)[0]) == 1
+    own.write_bytes(adapters[1].read_bytes())
+    assert len(sweep("--adapter", own, "--prompt", FOX, "--sample.guidance", 2)[0]) == 1
+    assert len(sweep("--adapter", f"{own}:0.5", "--prompt", FOX, "--sample.guidance", 2)[0]) == 1
+    assert len(sweep("--adapter", f"{own}:0.5", "--prompt", FOX, "--sample.guidance", 2)[0]) == 0
+
+
+def test_strengths_are_columns_and_zero_is_the_base_bit_for_bit(sweep, sample, adapters):
+    made, about = sweep("--adapter", adapters[0], "--strengths", 0, 0.5, 1, "--prompt", FOX)
+    names = [f"000-a-fox-in-the-snow-seed0-style-{strength}.mp4" for strength in ("0", "0.5", "1")]
+    assert [about[name]["adapters"][0]["strength"] for name in names] == [0, 0.5, 1]
+    zero, half, one = (made[name] for name in names)
+    ((base, base_about),) = sample("--base-only").values()
+    assert np.array_equal(zero, base)
+    assert about[names[0]]["frames_sha256"] == base_about["frames_sha256"]
+    assert np.array_equal(half, _frames(sample("--adapter", f"{adapters[0]}:0.5")))
+    assert np.array_equal(one, _frames(sample("--adapter", adapters[0])))
+
+
+def test_a_sweep_takes_the_adapters_one_by_one_and_leaves_none_behind(sweep, sample, adapters):
+    """Each has its turn on one transformer: what was on it before must not be felt."""
+    made, about = sweep("--sweep", "--adapter", *adapters, "--strengths", 1, 0.5, "--prompt", FOX)
+    assert len(made) == 4
+    for adapter, name in zip(adapters, ("style", "motion"), strict=True):
+        alone = _frames(sample("--adapter", f"{adapter}:0.5"))
+        assert np.array_equal(made[f"000-a-fox-in-the-snow-seed0-{name}-0.5.mp4"], alone)
+        assert [item["path"] for item in about[f"000-a-fox-in-the-snow-seed0-{name}-1.mp4"]["adapters"]] == [str(adapter)]
+
+
+def test_adapters_of_one_file_name_are_told_apart_by_their_folders(sweep, adapters, tmp_path):
+    paths = [tmp_path / folder / "adapter.safetensors" for folder in ("one", "two")]
+    for path, source in zip(paths, adapters, strict=True):
+        path.parent.mkdir()
+        shutil.copy(source, path)
+    _, about = sweep("--sweep", "--adapter", *paths, "--prompt", FOX)
+    assert list(about) == [f"000-a-fox-in-the-snow-seed0-{name}-adapter-1.mp4" for name in ("one", "two")]
+
+
+def test_a_grid_has_a_row_per_prompt_and_a_column_per_strength(sweep, adapters, capsys):
+    sweep("--adapter", adapters[0], "--strengths", 0, 1, "--prompt", FOX, BALL, "--grid")
+    frames = frames_of(sweep.output / "grid.mp4")
+    assert frames.shape == (7, 24 + 2 * (24 + 128 + 4), 4 + 2 * (192 + 4), 3)
+    assert f"grid     {sweep.output / 'grid.mp4'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["--base-only", "--strengths", "0", "1"], "--strengths and --sweep need an adapter"),
+        (["--adapter", "a.safetensors", "--sweep"], "give --adapter two or more"),
+        (["--adapter", "a.safetensors:0.5", "--strengths", "1"], "write --adapter PATH, without :STRENGTH"),
+    ],
+)
+def test_a_sweep_of_nothing_is_refused(words, tmp_path, capsys, asked, told):
+    assert _refused(words, tmp_path / "out", "--prompt", FOX, *asked) == 1
+    assert told in capsys.readouterr().err

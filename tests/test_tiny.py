@@ -7,7 +7,6 @@ import torch
 from diffusers import AutoencoderKLMochi, MochiPipeline, MochiTransformer3DModel
 
 from mochi_lora import spec
-from mochi_lora.commands import tiny as command
 from mochi_lora.errors import UserError
 from mochi_lora.model.tiny import TEXT_WIDTH, build_tiny
 
@@ -63,7 +62,7 @@ def test_a_build_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space")
 
-    monkeypatch.setattr("mochi_lora.model.tiny.write_json", fail)
+    monkeypatch.setattr("mochi_lora.data.whole_folder.write_json", fail)
     with pytest.raises(OSError, match="no space"):
         build_tiny(tmp_path / "tiny")
     assert list(tmp_path.iterdir()) == []
@@ -132,9 +131,3 @@ def test_the_vae_has_mochis_compression_and_a_posterior_with_signal_in_it(folder
     assert decoded.shape == pixels.shape
     assert 0.5 < posterior.mean.std() < 2
     assert -8 < posterior.logvar.mean() < -4
-
-
-def test_the_command_says_where_the_model_is(tmp_path, capsys):
-    command.run(tmp_path / "tiny", seed=0)
-    out = capsys.readouterr().out
-    assert f"tiny model (seed 0): {tmp_path / 'tiny'}" in out.replace("\n", "")

@@ -1,10 +1,13 @@
 """What lies where in a run folder, for everybody who looks there."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from mochi_lora.config.schema import Config
 from mochi_lora.errors import DamagedFileError
 from mochi_lora.model.adapter_file import read_provenance
+from mochi_lora.training.tracking import HISTORY
 from mochi_lora.training.trainer import is_due
 
 
@@ -16,6 +19,28 @@ def checkpoints(config: Config) -> Path:
 def step_adapter(config: Config, done: int) -> Path:
     """The adapter after `done` steps."""
     return config.run.folder / "adapters" / f"step-{done:06d}.safetensors"
+
+
+def step_adapters(config: Config) -> list[tuple[int, Path]]:
+    """(step, file) of every adapter kept along the way, in order."""
+    found = (config.run.folder / "adapters").glob("step-*.safetensors")
+    return sorted((int(path.stem.removeprefix("step-")), path) for path in found)
+
+
+def held_out_losses(config: Config) -> dict[int, float]:
+    """Held-out loss by step, as far as the run measured it."""
+    history = config.run.folder / HISTORY
+    lines = history.read_text(encoding="utf-8").splitlines() if history.is_file() else []
+    records = [record for line in lines if (record := _record(line)).get("kind") == "heldout"]
+    return {record["step"]: record["heldout/loss"] for record in records if record.get("heldout/loss") is not None}
+
+
+def _record(line: str) -> dict[str, Any]:
+    """One line of the history; a last one torn by a kill is nothing."""
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        return {}
 
 
 def best_adapter(config: Config) -> Path:

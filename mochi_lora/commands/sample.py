@@ -1,109 +1,76 @@
-"""`mochi-lora sample`: base plus adapters to videos. T5 first and alone, then transformer and VAE."""
+"""`mochi-lora sample`: base plus adapters to videos, a contact sheet, and a grid where one is asked for."""
 
+import re
 import time
-from contextlib import ExitStack
-from dataclasses import asdict
-from importlib.metadata import version
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-
-from mochi_lora import __version__
-from mochi_lora.commands.decoder import load_decoder
 from mochi_lora.commands.processes import out_of_memory_named
 from mochi_lora.commands.run_folder import final_adapter
+from mochi_lora.commands.videos import make_videos
 from mochi_lora.config.requests import AdapterChoice, SampleRequest
 from mochi_lora.config.schema import Config
-from mochi_lora.console import console, progress_bar
-from mochi_lora.data.samples import TextEmbedding
+from mochi_lora.console import console
 from mochi_lora.errors import UserError
-from mochi_lora.files import sha256_of_file, write_json
-from mochi_lora.inference.generate import generate_latents, render
-from mochi_lora.inference.video import glimpse, video_name, write_contact_sheet, write_mp4
-from mochi_lora.model import adapter as lora
-from mochi_lora.model.adapter_file import load_adapter
-from mochi_lora.model.base import fingerprint, locate
-from mochi_lora.model.plan import Plan, resolve_plan
-from mochi_lora.model.text import TextEncoder, refuse_foreign
-from mochi_lora.model.transformer import VelocityModel
-from mochi_lora.model.vae import MochiVae
-from mochi_lora.model.weights import load_transformer, read_config
+from mochi_lora.inference.playback import read_video
+from mochi_lora.inference.shots import Shot
+from mochi_lora.inference.tiles import GridRow, write_grids
+from mochi_lora.inference.video import glimpse, video_name, write_contact_sheet
 
 
 @out_of_memory_named()
 def run(config: Config, request: SampleRequest) -> list[Path]:
-    """Make every video asked for; returns their paths. Raises UserError for what a person can mend."""
+    """Make every video asked for that is not there yet; returns their paths. Raises UserError for what a person can mend."""
     jobs = request.videos(config.sample.prompts, config.sample.seeds)
     if not jobs:
         message = "no prompt: give --prompt, --prompts FILE, or sample.prompts in the configuration"
         raise UserError(message)
-    adapters = _adapters(config, request)
-    loaded = [load_adapter(choice.path, assume_alpha_is_rank=request.assume_alpha_is_rank) for choice in adapters]
-    plan = resolve_plan(config.engine, _head_size(config))
-    embeddings = _embed(config, plan, sorted({prompt for prompt, _ in jobs} | {config.sample.negative_prompt}))
+    columns = request.columns(_adapters(config, request))
+    labels = label_columns(columns)
     folder = request.output or config.run.folder / "samples" / time.strftime("sample-%Y%m%d-%H%M%S")
-    transformer = load_transformer(
-        locate(config.model.base, config.model.revision, "transformer"),
-        device=torch.device(plan.device),
-        precision=plan.precision,
-    ).transformer
-    names = [f"adapter{number}" for number in range(len(adapters))]
-    for name, adapter in zip(names, loaded, strict=True):
-        lora.put(transformer, adapter, name)
-    model = VelocityModel(transformer, plan)
-    rests_on = torch.device("cpu") if config.engine.cpu_offload else None
-    vae = load_decoder(config, torch.device(plan.device), rests_on=rests_on)
-    origin = _origin(config, plan, adapters)
-    with lora.strengths(transformer, names, [choice.strength for choice in adapters]):
-        paths, rows = _make(config, model, vae, embeddings, jobs, folder, origin)
-    sheet = folder / "sheet.png"
-    write_contact_sheet(sheet, rows)
+    shots = _shots(jobs, columns, labels)
+    paths = make_videos(config, shots, folder, assume_alpha_is_rank=request.assume_alpha_is_rank)
+    titles = [f"{prompt} (seed {seed})" for prompt, seed in jobs]
+    _write_sheet(folder / "sheet.png", titles, labels, paths)
     for path in paths:
         console.print(f"video    {path}", markup=False)
-    console.print(f"sheet    {sheet}", markup=False)
+    console.print(f"sheet    {folder / 'sheet.png'}", markup=False)
+    if request.grid:
+        width = len(columns)
+        rows = [GridRow(title, tuple(paths[at * width : (at + 1) * width])) for at, title in enumerate(titles)]
+        for grid in write_grids(folder, labels, rows):
+            console.print(f"grid     {grid}", markup=False)
     return paths
 
 
-def _make(
-    config: Config,
-    model: VelocityModel,
-    vae: MochiVae,
-    embeddings: dict[str, TextEmbedding],
-    jobs: list[tuple[str, int]],
-    folder: Path,
-    origin: dict[str, Any],
-) -> tuple[list[Path], list[tuple[str, np.ndarray]]]:
-    """One video after the other, each written (with its JSON) before the next begins."""
-    paths, rows = [], []
-    device = torch.device(model.plan.device)
-    negative = embeddings[config.sample.negative_prompt]
-    with ExitStack() as stack:
-        bar = stack.enter_context(progress_bar())
-        task = bar.add_task("sampling", total=len(jobs) * config.sample.steps)
-        for number, (prompt, seed) in enumerate(jobs):
-            latents = generate_latents(
-                model,
-                embeddings[prompt],
-                negative,
-                config.sample,
-                seed,
-                on_step=lambda _done, _steps: bar.update(task, advance=1),
-            )
-            if config.engine.cpu_offload:
-                model.to("cpu")
-                vae.to(device)
-            frames = render(vae, latents)
-            if config.engine.cpu_offload:
-                vae.to(torch.device("cpu"))
-                model.to(device)
-            path = folder / video_name(number, prompt, seed)
-            write_mp4(path, frames)
-            write_json(path.with_suffix(".json"), {"prompt": prompt, "seed": seed, **origin})
-            paths.append(path)
-            rows.append((f"{prompt} (seed {seed})", glimpse(frames)))
-    return paths, rows
+def label_columns(columns: Sequence[Sequence[AdapterChoice]]) -> list[str]:
+    """A name for each column, all different: file names and strengths, and the folder where two files are called alike."""
+    files = {choice.path for column in columns for choice in column}
+    same_stem = Counter(path.stem for path in files)
+    names = {path: path.stem if same_stem[path.stem] == 1 else f"{path.absolute().parent.name}/{path.stem}" for path in files}
+    labels = [" + ".join(f"{names[item.path]} {item.strength:g}" for item in column) or "base" for column in columns]
+    repeated = Counter(labels)
+    return [label if repeated[label] == 1 else f"{label} ({number})" for number, label in enumerate(labels, 1)]
+
+
+def _shots(jobs: Sequence[tuple[str, int]], columns: Sequence[tuple[AdapterChoice, ...]], labels: Sequence[str]) -> list[Shot]:
+    """Row by row: every column's version of a prompt and seed."""
+    shots = []
+    for number, (prompt, seed) in enumerate(jobs):
+        name = video_name(number, prompt, seed)
+        for column, label in zip(columns, labels, strict=True):
+            ending = "" if len(columns) == 1 else "-" + re.sub(r"[^\w.-]+", "-", label).strip("-")
+            shots.append(Shot(name.replace(".mp4", f"{ending}.mp4"), prompt, seed, column))
+    return shots
+
+
+def _write_sheet(path: Path, titles: Sequence[str], labels: Sequence[str], videos: Sequence[Path]) -> None:
+    """Read back from the files: some may have been there already."""
+    captions = titles if len(labels) == 1 else [f"{title}, {label}" for title in titles for label in labels]
+    write_contact_sheet(
+        path, [(caption, glimpse(read_video(video).frames)) for caption, video in zip(captions, videos, strict=True)]
+    )
 
 
 def _adapters(config: Config, request: SampleRequest) -> list[AdapterChoice]:
@@ -117,45 +84,3 @@ def _adapters(config: Config, request: SampleRequest) -> list[AdapterChoice]:
         message = f"{own}: this run has no finished adapter yet; train first, or give --adapter PATH or --base-only"
         raise UserError(message)
     return [AdapterChoice(own, config.sample.strength)]
-
-
-def _embed(config: Config, plan: Plan, prompts: list[str]) -> dict[str, TextEmbedding]:
-    """T5 comes, embeds and goes, before anything else is loaded."""
-    base = locate(config.model.base, config.model.revision, "text_encoder").parent
-    locate(config.model.base, config.model.revision, "tokenizer")
-    encoder = TextEncoder.load(base, device=torch.device(plan.device), precision=config.encode.text_precision)
-    told = encoder.tokenise(prompts)
-    refuse_foreign(prompts, told)
-    for prompt in (prompt for prompt, item in zip(prompts, told, strict=True) if item.truncated):
-        console.print(f"cut at 256 tokens: {prompt[:60]}...", style="yellow", markup=False)
-    embeddings = dict(zip(prompts, encoder.embed(prompts), strict=True))
-    del encoder
-    if plan.device == "cuda":
-        torch.cuda.empty_cache()
-    return embeddings
-
-
-def _head_size(config: Config) -> int:
-    folder = locate(config.model.base, config.model.revision, "transformer")
-    return read_config(folder)["attention_head_dim"]
-
-
-def _origin(config: Config, plan: Plan, adapters: list[AdapterChoice]) -> dict[str, Any]:
-    """All that made a video, besides its prompt and seed."""
-    folder = locate(config.model.base, config.model.revision, "transformer")
-    used = [{"path": str(item.path), "strength": item.strength, "sha256": sha256_of_file(item.path)} for item in adapters]
-    sample = config.sample.model_dump(mode="json", exclude={"prompts", "seeds", "strength"})
-    return {
-        "adapters": used,
-        "base": config.model.base,
-        "base_revision": config.model.revision,
-        "base_fingerprint": fingerprint(folder),
-        "vae_fingerprint": fingerprint(folder.parent / "vae"),
-        "text_fingerprint": fingerprint(folder.parent / "text_encoder"),
-        "text_precision": config.encode.text_precision,
-        "plan": asdict(plan),
-        "vae_tiling": config.engine.vae_tiling,
-        **sample,
-        "versions": {"mochi_lora": __version__}
-        | {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
-    }

@@ -12,7 +12,7 @@ from mochi_lora.config.schema import Config
 _WIDTH = 118
 _HEAD = """\
 mochi-lora: every setting, with its default. Copy what you change into a file of your own; what a file leaves out
-keeps its default. One file configures encode, train and sample. On the command line: --section.key VALUE."""
+keeps its default. One file configures encode, train, sample and evaluate. On the command line: --section.key VALUE."""
 
 
 def reference_yaml() -> str:

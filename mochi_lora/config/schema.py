@@ -225,6 +225,56 @@ class SampleConfig(Section):
         return threshold_noise
 
 
+class EvaluationConfig(Section):
+    """What `mochi-lora evaluate` makes and measures: the adapter against its base, same prompts and seeds."""
+
+    trigger: str = Field("", description="Word or words that call the adapter, as the captions have them; needed by evaluate.")
+    prompts: list[str] = Field([], description="Held-out prompts, each with the trigger: contents that no training clip shows.")
+    prompts_file: Path | None = Field(
+        None,
+        description='More prompts: a text file with one a line, or JSONL with {"prompt": ...} and perhaps "set" and "seed".',
+    )
+    unrelated: list[str] | None = Field(
+        None, description="Prompts about other things, without the trigger; null takes eight built-in ones, [] none."
+    )
+    seeds: int = Field(2, ge=1, description="Videos per prompt and side, seeds from 0.")
+    strengths: list[float] = Field(
+        [0.0, 0.25, 0.5, 0.75, 1.0, 1.25],
+        description="Strengths at which the trigger prompts are made; [] makes no sweep.",
+    )
+    curve_checkpoints: int = Field(
+        5, ge=0, description="Checkpoints of the run that are compared on the trigger prompts, evenly spaced; 0 is none."
+    )
+    references: Path | None = Field(
+        None, description="Clips that show the style: anything data.clips takes; null takes the training clips."
+    )
+    frames_per_clip: int = Field(16, ge=2, description="Evenly spaced frames of each clip that the image networks see.")
+    training_captions: int = Field(
+        8, ge=0, description="Training captions that are sampled as well, to see whether their clips come back; 0 is none."
+    )
+    quality_margin: float = Field(
+        0.01, gt=0, description="Loss that still counts as no worse, in the unit of the quality axis's first measure."
+    )
+    alignment_margin: float = Field(
+        0.01, gt=0, description="Loss that still counts as no worse, in the unit of the alignment axis's first measure."
+    )
+    resamples: int = Field(10_000, ge=100, description="Bootstrap resamples of the prompts behind each interval.")
+
+
+class BackbonesConfig(Section):
+    """The networks that `mochi-lora evaluate` measures with: hub ids, local folders, or builtin:NAME (small, ship offline)."""
+
+    subject: str = Field("facebook/dinov2-base", description="Image embeddings: subject, content, diversity, memorisation.")
+    background: str = Field("openai/clip-vit-base-patch32", description="Image embeddings: background and style distance.")
+    text: str | None = Field("openai/clip-vit-large-patch14", description="Frames against prompt; null leaves the measure out.")
+    video_text: str | None = Field(
+        "microsoft/xclip-base-patch32", description="Whole clip against prompt; null leaves the measure out."
+    )
+    style: str = Field("yuxi-liu-wired/CSD", description="Style descriptors.")
+    aesthetic: str | None = Field(None, description="Safetensors file of LAION's aesthetic head; null leaves the measure out.")
+    judge: str | None = Field(None, description="Vision-language model asked what a clip shows; null leaves the measure out.")
+
+
 class TrackingConfig(Section):
     """Where the numbers go; a metrics.jsonl in the run folder is always written."""
 
@@ -235,7 +285,7 @@ class TrackingConfig(Section):
 
 
 class Config(Section):
-    """One file configures encode, train and sample."""
+    """One file configures encode, train, sample and evaluate."""
 
     run: RunConfig = Field(default_factory=RunConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -246,4 +296,6 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
     sample: SampleConfig = Field(default_factory=SampleConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    backbones: BackbonesConfig = Field(default_factory=BackbonesConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)

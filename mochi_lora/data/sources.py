@@ -27,6 +27,7 @@ class ClipSource:
     caption: str
     start: float = 0.0
     end: float | None = None
+    crop: tuple[int, int, int, int] | None = None  # left, top, right, bottom (exclusive) in pixels as shown; None is all
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ Frames here are uint8 [F, H, W, 3], full-range RGB.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -37,15 +37,20 @@ def write_mp4(path: Path, frames: np.ndarray) -> None:
     assert frames.dtype == np.uint8, f"expected uint8, got {frames.dtype}"
     assert channels == 3, f"expected [F, H, W, 3], got {frames.shape}"
     assert count > 0, "no frames"
+    write_mp4_stream(path, frames, height, width)
+
+
+def write_mp4_stream(path: Path, frames: Iterable[np.ndarray], height: int, width: int) -> None:
+    """As `write_mp4`, from frames uint8 [H, W, 3] that need not lie in memory together."""
     assert (height % 2, width % 2) == (0, 0), f"yuv420p needs even sizes, got {height}x{width}"
-    write_atomic(path, partial(_encode, frames=frames))
+    write_atomic(path, partial(_encode, frames=frames, height=height, width=width))
 
 
-def _encode(path: Path, *, frames: np.ndarray) -> None:
+def _encode(path: Path, *, frames: Iterable[np.ndarray], height: int, width: int) -> None:
     # The temporary name does not end in .mp4, so the container cannot be guessed from it.
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options={"crf": _QUALITY, "preset": "medium"})
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         context = stream.codec_context
         context.color_primaries = context.color_trc = context.colorspace = _BT709
         context.color_range = ColorRange.MPEG
@@ -59,8 +64,12 @@ def _encode(path: Path, *, frames: np.ndarray) -> None:
 
 def video_name(number: int, prompt: str, seed: int) -> str:
     """File name of one video: its number in the call, the prompt's first words, the seed."""
-    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:_NAME_LENGTH].strip("-")
-    return f"{number:03d}-{words or 'prompt'}-seed{seed}.mp4"
+    return f"{number:03d}-{first_words(prompt)}-seed{seed}.mp4"
+
+
+def first_words(prompt: str) -> str:
+    """The beginning of `prompt` as part of a file name; "prompt" where nothing of it fits into one."""
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:_NAME_LENGTH].strip("-") or "prompt"
 
 
 def glimpse(frames: np.ndarray) -> np.ndarray:

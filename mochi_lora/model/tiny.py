@@ -5,9 +5,6 @@ by 2, 3 and 6, linear dimensions that quantisation kernels accept, 8 x 8 x 6 com
 statistics, T5's token ids, and bf16 storage with float32 positions and norms. It has learned nothing; it can learn.
 """
 
-import json
-import os
-import shutil
 import string
 from pathlib import Path
 from typing import Any
@@ -18,8 +15,7 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from mochi_lora import spec
-from mochi_lora.errors import UserError
-from mochi_lora.files import write_json
+from mochi_lora.data.whole_folder import write_whole
 from mochi_lora.model.weights import random_transformer
 
 MARKER = "tiny.json"
@@ -69,31 +65,13 @@ def build_tiny(folder: Path, *, seed: int = 0) -> Path:
     Stock `MochiPipeline.from_pretrained(folder)` loads it. The global random state is left alone. A folder which already
     holds the tiny model of this seed is returned as it is; any other non-empty folder raises UserError.
     """
-    if _is_complete(folder, seed):
-        return folder
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        message = f"{folder}: exists and is not the tiny model of seed {seed}; give a new folder, or delete this one"
-        raise UserError(message)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    try:
+
+    def fill(draft: Path) -> None:
         transformers_logging.disable_progress_bar()
         _pipeline(seed).save_pretrained(draft)
-        write_json(draft / MARKER, _marker(seed))
-        draft.replace(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return folder
 
-
-def _marker(seed: int) -> dict[str, int]:
-    return {"version": _VERSION, "seed": seed}
-
-
-def _is_complete(folder: Path, seed: int) -> bool:
-    """The marker arrives with the folder, in one rename: where it is, everything is."""
-    marker = folder / MARKER
-    return marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == _marker(seed)
+    marker = {"version": _VERSION, "seed": seed}
+    return write_whole(folder, marker=MARKER, content=marker, what=f"the tiny model of seed {seed}", fill=fill)
 
 
 def _pipeline(seed: int) -> MochiPipeline:

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mochi_lora.tiny.scenery import BOARD, Style, board, grain, grounds, inks, lines
+from mochi_lora.tiny.scenery import BOARD, Style, board, grain, grounds, inks, lines, rough_grounds
 from mochi_lora.tiny.world import BACKGROUNDS, COLOURS, FRAMES, HEIGHT, SHAPES, WIDTH, Scene, Shape, track
 
-_CHALK_WIDTH = 2.5
-_CHALK_DEPTH = 0.5  # the stroke's middle lies this far inside the shape: outlined objects look as large as filled ones
+_CHALK_WIDTH = 3.0
+_CHALK_DEPTH = 0.75  # the stroke's middle lies this far inside the shape: outlined objects look as large as filled ones
 _SIN60 = math.sin(math.pi / 3)
 _CHUNK = 4  # scenes at a time on a CPU: larger intermediates leave its cache
 
@@ -80,13 +80,34 @@ def render_batch(scenes: SceneBatch, style: Style = "base") -> torch.Tensor:
 
 
 def render_outlines(scenes: SceneBatch, rng: np.random.Generator) -> torch.Tensor:
-    """Scenes as outlines in random colours on plain grounds -> uint8 [N, F, H, W, 3]; never on anything like the board."""
-    device = scenes.x.device
-    ink = torch.from_numpy(rng.uniform(0, 255, (len(scenes), 3)).astype(np.float32)).to(device)
-    ground = torch.from_numpy(np.stack([_ground_unlike_board(rng) for _ in range(len(scenes))])).to(device)
-    half = torch.from_numpy(rng.uniform(0.75, 2.0, len(scenes)).astype(np.float32)).to(device)
-    stroke = (half.view(-1, 1, 1, 1) + 0.5 - _distances(scenes).abs()).clamp(0, 1)
-    return _bytes([torch.lerp(ground[:, c].view(-1, 1, 1, 1), ink[:, c].view(-1, 1, 1, 1), stroke) for c in range(3)])
+    """Scenes as outlines in random colours, on rough grounds with some lines -> uint8 [N, F, H, W, 3]; never on the board.
+
+    What a video model's autoencoder has seen of the world besides flat shapes. It must carry thin lines, texture and
+    strong colours on dark, or no style could ever show.
+    """
+    device, count = scenes.x.device, len(scenes)
+
+    def column(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values.astype(np.float32)).to(device).view(count, -1, 1, 1, 1)
+
+    ground = column(np.stack([_ground_unlike_board(rng) for _ in range(count)])) + rough_grounds(rng, count, device)[:, :, None]
+    picked = torch.from_numpy(rng.integers(len(BACKGROUNDS), size=count)).to(device)
+    scenery = lines().to(device)[picked][:, None, None] * column(rng.uniform(0, 2.5, count) * (rng.random(count) < 0.75))
+    ground = torch.lerp(ground, column(rng.uniform(0, 255, (count, 3)) ** 0.5 * 255**0.5), scenery.clamp(0, 1))
+    ink, half = column(_strong_colours(rng, count)), column(rng.uniform(0.75, 2.5, count))
+    distances = _distances(scenes)[:, None]
+    grainy = torch.lerp(torch.ones((), device=device), grain().to(device), column(rng.random(count)))
+    stroke = (half + 0.5 - distances.abs()).clamp(0, 1) * grainy
+    painted = torch.lerp(ground.expand(-1, -1, FRAMES, -1, -1), ink, stroke).clamp(0, 255)
+    return _bytes(list(painted.unbind(1)))
+
+
+def _strong_colours(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Colours [N, 3] in [0, 255]: half of them any, half stretched until one channel is high and one low."""
+    colours = rng.uniform(0, 255, (count, 3))
+    low, high = colours.min(1, keepdims=True), colours.max(1, keepdims=True)
+    stretched = 20 + (colours - low) / np.maximum(high - low, 1) * 220
+    return np.where(rng.random((count, 1)) < 0.5, colours, stretched)
 
 
 def signed_distance(shape: Shape, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
@@ -161,6 +182,7 @@ def _bytes(planes: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _ground_unlike_board(rng: np.random.Generator) -> np.ndarray:
     while True:
-        ground = rng.uniform(0, 255, 3).astype(np.float32)
+        light = rng.uniform(0.15, 1) if rng.random() < 0.5 else 1.0  # half of them on the dark side
+        ground = (light * rng.uniform(0, 255, 3)).astype(np.float32)
         if np.linalg.norm(ground - np.array(BOARD, np.float32)) > 60:
             return ground

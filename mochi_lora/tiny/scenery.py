@@ -24,7 +24,7 @@ PALETTE: dict[Colour, tuple[int, int, int]] = {
 }
 BOARD = (34, 62, 50)
 _FOOT, _HORIZON = 50, 24  # first row below the wall, and of the sand
-_PALE = 0.3  # share of white in coloured chalk
+_PALE = 0.15  # share of white in coloured chalk
 _FAINT = 0.4  # opacity of the scenery's lines
 _GRAIN = 0.35  # how much opacity a stroke loses where the grain is deepest
 
@@ -92,6 +92,23 @@ def _smooth_noise(key: int, window: tuple[int, int]) -> torch.Tensor:
     noise = np.random.Generator(np.random.Philox(key)).standard_normal((1, 1, HEIGHT, WIDTH), dtype=np.float32)
     padding = (window[0] // 2, window[1] // 2)
     return avg_pool2d(torch.from_numpy(noise), window, stride=1, padding=padding, count_include_pad=False)[0, 0]
+
+
+def rough_grounds(rng: np.random.Generator, count: int, device: torch.device) -> torch.Tensor:
+    """Texture to add to `count` plain grounds, float32 [N, 1, H, W] on `device`, in steps of a byte.
+
+    Smoothed noise and a slope from top to bottom, each as strong as chance has it.
+    """
+    noise = torch.from_numpy(rng.standard_normal((count, 1, HEIGHT, WIDTH), dtype=np.float32)).to(device)
+    smear = (2 * int(rng.integers(1, 6)) + 1, 2 * int(rng.integers(1, 14)) + 1)
+    padding = (smear[0] // 2, smear[1] // 2)
+    smooth = avg_pool2d(noise, smear, stride=1, padding=padding, count_include_pad=False) * (smear[0] * smear[1]) ** 0.5
+
+    def strength(most: float) -> torch.Tensor:
+        return torch.from_numpy(rng.uniform(-most, most, (count, 1, 1, 1)).astype(np.float32)).to(device)
+
+    slope = torch.linspace(-1, 1, HEIGHT, device=device)[:, None]
+    return strength(6) * smooth + strength(40) * slope
 
 
 def _strokes(background: str) -> torch.Tensor:

@@ -22,7 +22,7 @@ from mochi_lora.console import console
 from mochi_lora.errors import UserError
 
 Record = dict[str, Any]
-META = {"step", "time", "kind", "videos", "adapter"}
+META = {"step", "time", "kind", "videos", "adapter", "report"}
 _FLUSH_SECONDS = 1.0  # of wandb's file; a kill loses what came later, the next session puts it back
 _BLOCK = 32 * 1024
 _CHUNK_HEADER = struct.Struct("<IHB")  # crc, length, type (1 whole, 2 first, 3 middle, 4 last)
@@ -79,6 +79,8 @@ class _Wandb:
         values: dict[str, Any] = {"step": record["step"], **_scalars(record)}
         for index, (caption, path) in enumerate(_videos(self._folder, record)):
             values[f"sample/{index}"] = wandb.Video(str(path), caption=caption, format="mp4")
+        if "report" in record and (page := self._folder / record["report"]).is_file():
+            values["evaluation/report"] = wandb.Html(page.read_text(encoding="utf-8"), inject=False)
         if "adapter" in record:
             self._artifact(self._folder / record["adapter"], record["step"])
             values["adapter/step"] = record["step"]  # a row of its own: rows are what is counted

@@ -1,0 +1,56 @@
+"""Held-out velocity loss for an evaluation: the model with the adapter, and with the adapter at strength 0."""
+
+from pathlib import Path
+
+import torch
+
+from mochi_lora.commands.identity import require_same_encoders
+from mochi_lora.config.schema import Config
+from mochi_lora.console import progress_bar
+from mochi_lora.data.cache import Cache
+from mochi_lora.data.index import Index, index_path, read_index
+from mochi_lora.evaluation.grid import thin
+from mochi_lora.evaluation.losses import band_losses
+from mochi_lora.evaluation.results import BandLoss, Missing
+from mochi_lora.model import adapter as lora
+from mochi_lora.model.adapter_file import load_adapter
+from mochi_lora.model.base import locate
+from mochi_lora.model.flow import LatentStats
+from mochi_lora.model.plan import resolve_plan
+from mochi_lora.model.transformer import VelocityModel
+from mochi_lora.model.weights import load_transformer, read_config
+from mochi_lora.training.batches import SampleSource
+
+_MOST_CLIPS = 32  # of either side
+_NAME = "evaluated"
+
+
+def losses_of(config: Config, adapter: Path) -> tuple[BandLoss, ...] | Missing:
+    """Losses per noise level on cached clips. Missing where the data set is not encoded."""
+    if not index_path(config.data).is_file():
+        return Missing("losses", "the clips are not encoded (mochi-lora encode)")
+    index = read_index(config.data)
+    require_same_encoders(config, index)
+    held_out, training = _source(config, index, "validation"), _source(config, index, "train")
+    folder = locate(config.model.base, config.model.revision, "transformer")
+    plan = resolve_plan(config.engine, read_config(folder)["attention_head_dim"])
+    transformer = load_transformer(folder, device=torch.device(plan.device), precision=plan.precision).transformer
+    lora.put(transformer, load_adapter(adapter), _NAME)
+    model = VelocityModel(transformer, plan)
+    with progress_bar() as bar, lora.strengths(transformer, [_NAME], [1.0]):
+        task = bar.add_task("losses", total=2 * (len(held_out.entries) + len(training.entries)))
+        return band_losses(
+            model,
+            held_out,
+            training,
+            config.train.validation_bands,
+            without_adapter=lambda: lora.strengths(transformer, [_NAME], [0.0]),
+            resamples=config.evaluation.resamples,
+            on_clip=lambda: bar.update(task, advance=1),
+        )
+
+
+def _source(config: Config, index: Index, split: str) -> SampleSource:
+    stats = LatentStats(index.latents_mean, index.latents_std, index.latents_scale)
+    entries = [entry for entry in index.entries if entry.split == split]
+    return SampleSource(Cache(config.data.cache), thin(entries, _MOST_CLIPS), stats, config.objective, config.run.seed)

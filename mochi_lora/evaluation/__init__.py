@@ -1,0 +1,1 @@
+"""From numbers to conclusions: which clips are made and measured, statistics, verdict."""

@@ -1,0 +1,200 @@
+"""From videos to the numbers of each clip. One network at a time is in memory; a network that cannot be had is a `Missing`."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from mochi_lora.config.schema import BackbonesConfig
+from mochi_lora.console import console
+from mochi_lora.errors import UserError
+from mochi_lora.evaluation.footage import Clip, Footage
+from mochi_lora.evaluation.grid import Cell
+from mochi_lora.evaluation.paired import BASE
+from mochi_lora.evaluation.results import Missing, Row
+from mochi_lora.measures.aesthetic_head import load_aesthetic_head
+from mochi_lora.measures.alignment import retrieval
+from mochi_lora.measures.backbones import (
+    BUILTIN_STYLE,
+    load_aligner,
+    load_image_encoder,
+    load_style,
+    load_vision_language_judge,
+)
+from mochi_lora.measures.consistency import consistency
+from mochi_lora.measures.encoders import Aligner, ImageEncoder
+from mochi_lora.measures.similarity import content_kept, diversity
+from mochi_lora.measures.style import reference_similarity
+
+_AESTHETIC_TOWER = "openai/clip-vit-large-patch14"  # what LAION's head was fitted on
+_Network = TypeVar("_Network", ImageEncoder, Aligner)
+
+
+@dataclass
+class Scores:
+    """What has been measured so far."""
+
+    clips: dict[str, Clip]  # by path relative to the evaluation's folder
+    values: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))  # the same for every cell of a video
+    own: dict[int, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))  # by position of the cell
+    missing: list[Missing] = field(default_factory=list)
+    backbones: dict[str, str] = field(default_factory=dict)  # role -> name and revision
+    comparable: bool = True
+    background: dict[str, np.ndarray] = field(default_factory=dict)  # embeddings per video and, below, per reference clip
+    references: list[np.ndarray] = field(default_factory=list)
+
+    def rows(self, cells: Sequence[Cell]) -> tuple[Row, ...]:
+        """Every cell with its numbers."""
+        return tuple(cell.row({**self.values[cell.shot.video], **self.own[at]}) for at, cell in enumerate(cells))
+
+
+def looks(backbones: BackbonesConfig, clips: int, references: int) -> int:
+    """How often a clip is looked at in all: what a progress bar counts."""
+    optional = (backbones.text, backbones.video_text, backbones.aesthetic, backbones.judge)
+    own_gram = backbones.style != BUILTIN_STYLE
+    return clips * (4 + own_gram + sum(name is not None for name in optional)) + references * (2 + own_gram)
+
+
+def score(
+    cells: Sequence[Cell], folder: Path, references: Sequence[Clip], footage: Footage, backbones: BackbonesConfig, device: str
+) -> Scores:
+    """Measure every cell's video in `folder`. Raises UserError for an unreadable video or a prompt an aligner refuses."""
+    scores = Scores({cell.shot.video: Clip.open(folder / cell.shot.video) for cell in cells})
+    _motion(scores, footage)
+    _subject(scores, cells, footage, backbones, device)
+    _background(scores, references, footage, backbones, device)
+    _style(scores, references, footage, backbones, device)
+    _alignment(scores, cells, footage, backbones, device)
+    if backbones.aesthetic is not None:
+        _aesthetic(scores, footage, Path(backbones.aesthetic), device)
+    return scores
+
+
+def _had(scores: Scores, role: str, measures: Sequence[str], load: Callable[[], _Network]) -> _Network | None:
+    """What `load` gives, noted under its role; None, noted as missing, where it cannot be had."""
+    try:
+        network = load()
+    except UserError as error:
+        console.print(f"not measured ({role}): {error}", style="yellow", markup=False)
+        scores.missing += [Missing(measure, str(error)) for measure in measures]
+        return None
+    scores.backbones[role] = network.name
+    scores.comparable = scores.comparable and network.comparable
+    return network
+
+
+def _motion(scores: Scores, footage: Footage) -> None:
+    for video, found in zip(scores.clips, footage.motion(scores.clips.values()), strict=True):
+        if found is not None:
+            scores.values[video]["quality.warp_error"] = found.warp_error
+            scores.values[video]["quality.motion_smoothness"] = found.motion_smoothness
+            scores.values[video]["quality.motion_amount"] = found.motion_amount
+
+
+def _subject(scores: Scores, cells: Sequence[Cell], footage: Footage, backbones: BackbonesConfig, device: str) -> None:
+    """Subject consistency of each clip; content drift from the base; diversity among the seeds of a prompt."""
+    measures = ("quality.subject_consistency", "drift.content", "diversity")
+    encoder = _had(scores, "subject", measures, partial(load_image_encoder, backbones.subject, device))
+    if encoder is None:
+        return
+    embedded = dict(zip(scores.clips, footage.embed(encoder, scores.clips.values()), strict=True))
+    for video, frames in embedded.items():
+        if len(frames) > 1:
+            scores.values[video]["quality.subject_consistency"] = consistency(frames)
+    bases = {_place(cell): cell.shot.video for cell in cells if cell.label == BASE}
+    siblings = defaultdict(set)
+    for cell in cells:
+        siblings[_siblings(cell)].add(cell.shot.video)
+    for at, cell in enumerate(cells):
+        frames, base = embedded[cell.shot.video], bases.get(_place(cell))
+        if cell.label != BASE and base is not None and len(frames) == len(embedded[base]):
+            scores.own[at]["drift.content"] = content_kept(embedded[base], frames)
+        varied = diversity([embedded[video] for video in sorted(siblings[_siblings(cell)])])
+        if varied is not None:
+            scores.own[at]["diversity"] = varied
+
+
+def _place(cell: Cell) -> tuple[str, str, int]:
+    return cell.prompt_set, cell.shot.prompt, cell.shot.seed
+
+
+def _siblings(cell: Cell) -> tuple[str, str, str, float]:
+    return cell.prompt_set, cell.shot.prompt, cell.label, cell.strength
+
+
+def _background(scores: Scores, references: Sequence[Clip], footage: Footage, backbones: BackbonesConfig, device: str) -> None:
+    measures = ("quality.background_consistency", "style.distance")
+    encoder = _had(scores, "background", measures, partial(load_image_encoder, backbones.background, device))
+    if encoder is None:
+        return
+    scores.background = dict(zip(scores.clips, footage.embed(encoder, scores.clips.values()), strict=True))
+    scores.references = footage.embed(encoder, references)
+    for video, frames in scores.background.items():
+        if len(frames) > 1:
+            scores.values[video]["quality.background_consistency"] = consistency(frames)
+
+
+def _style(scores: Scores, references: Sequence[Clip], footage: Footage, backbones: BackbonesConfig, device: str) -> None:
+    """Similarity to the references by the configured descriptor, and by Gram statistics where those are another."""
+    roles = {"style": ("style.descriptor", backbones.style)}
+    if backbones.style != BUILTIN_STYLE:
+        roles["texture"] = ("style.gram", BUILTIN_STYLE)
+    for role, (measure, name) in roles.items():
+        if not references:
+            scores.missing.append(Missing(measure, "there are no reference clips: give evaluation.references or data.clips"))
+            continue
+        encoder = _had(scores, role, (measure,), partial(load_style, name, device))
+        if encoder is None:
+            continue
+        shown = np.concatenate(footage.embed(encoder, references))
+        for video, frames in zip(scores.clips, footage.embed(encoder, scores.clips.values()), strict=True):
+            scores.values[video][measure] = reference_similarity(frames, shown)
+
+
+def _alignment(scores: Scores, cells: Sequence[Cell], footage: Footage, backbones: BackbonesConfig, device: str) -> None:
+    contents = {cell.shot.video: cell.content for cell in cells}
+    rivals: dict[str, set[str]] = defaultdict(set)
+    for cell in cells:
+        rivals[cell.shot.video] |= {other.content for other in cells if other.prompt_set == cell.prompt_set}
+    told = {video: [contents[video], *sorted(rivals[video] - {contents[video]})] for video in scores.clips}
+    for role, measure, name in (("text", "align.clip", backbones.text), ("video text", "align.video", backbones.video_text)):
+        if name is None:
+            continue
+        aligner = _had(scores, role, (measure,), partial(load_aligner, name, device))
+        if aligner is not None:
+            found = _aligned(scores, footage, aligner, measure, told)
+            # The later, video-text, decides where both are there: it has seen the motion.
+            for video, row in zip(scores.clips, found, strict=True):
+                if len(row) > 1:
+                    scores.values[video]["align.retrieval"] = retrieval(row[None], [0]).recall
+    if backbones.judge is not None:
+        judge = _had(scores, "judge", ("align.judge",), partial(load_vision_language_judge, backbones.judge, device))
+        if judge is not None:
+            _aligned(scores, footage, judge, "align.judge", {video: row[:1] for video, row in told.items()})
+
+
+def _aligned(
+    scores: Scores, footage: Footage, aligner: Aligner, measure: str, told: Mapping[str, Sequence[str]]
+) -> list[np.ndarray]:
+    """Scores with all of a clip's prompts; its own, the first, is the measure."""
+    clips = scores.clips
+    if cut := aligner.truncated(sorted({prompts[0] for prompts in told.values()})):
+        console.print(f"{measure}: {cut} prompts are longer than {aligner.name} reads; their endings are cut", markup=False)
+    found = footage.align(aligner, list(clips.values()), [told[video] for video in clips])
+    for video, row in zip(clips, found, strict=True):
+        scores.values[video][measure] = float(row[0])
+    return found
+
+
+def _aesthetic(scores: Scores, footage: Footage, path: Path, device: str) -> None:
+    measure = "quality.aesthetic"
+    head = load_aesthetic_head(path)  # a path that somebody wrote: an error, not a gap
+    encoder = _had(scores, "aesthetic", (measure,), partial(load_image_encoder, _AESTHETIC_TOWER, device))
+    if encoder is None:
+        return
+    for video, frames in zip(scores.clips, footage.embed(encoder, scores.clips.values()), strict=True):
+        scores.values[video][measure] = float(head.scores(frames).mean())

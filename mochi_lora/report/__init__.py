@@ -1,0 +1,1 @@
+"""From conclusions to what people read: one HTML page, Markdown, plots, pictures."""

@@ -1,0 +1,34 @@
+"""The trained mochi-tiny that comes with the package: where it lies, and copies of it for people to use."""
+
+import shutil
+from pathlib import Path
+
+from mochi_lora.data.whole_folder import write_whole
+from mochi_lora.errors import UserError
+from mochi_lora.files import digest_of
+from mochi_lora.model.base import fingerprint
+from mochi_lora.model.tiny import MARKER
+
+WEIGHTS = Path(__file__).parent / "weights"  # a diffusers folder, as `mochi_lora.tiny.pretrain` writes it, with its model card
+_PARTS = ("transformer", "vae", "text_encoder", "tokenizer")
+
+
+def write_pretrained(folder: Path) -> Path:
+    """Copy mochi-tiny to `folder` and return it; the folder is there whole or not at all.
+
+    A folder that already holds these weights is kept. Any other non-empty folder raises UserError, mochi-tiny of another
+    release among them, and so does an installation without the weights.
+    """
+    if not (WEIGHTS / "model_index.json").is_file():
+        message = f"{WEIGHTS}: mochi-tiny's weights are missing from this installation; install mochi-lora again"
+        raise UserError(f"{message}, or take random weights: mochi-lora tiny FOLDER --random 0")
+    marker = {"version": 1, "pretrained": digest_of([fingerprint(WEIGHTS / part) for part in _PARTS])[:16]}
+    return write_whole(folder, marker=MARKER, content=marker, what="this release's mochi-tiny", fill=_copy)
+
+
+def _copy(draft: Path) -> None:
+    """Contents only: the package's files may be read-only, the copy is the user's."""
+    for source in sorted(path for path in WEIGHTS.rglob("*") if path.is_file()):
+        target = draft / source.relative_to(WEIGHTS)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
