@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mochi_lora import __version__
+from mochi_lora import __version__, cli_adapters
 from mochi_lora.config.load import dump_config, find_config, load_config
 from mochi_lora.config.problems import ConfigError, near_settings
 from mochi_lora.config.reference import json_schema, reference_yaml
@@ -86,9 +86,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mochi-lora {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
+    prepare = commands.add_parser("prepare", help="raw footage -> a table of clips: split, filter, caption", allow_abbrev=False)
+    _add_config(prepare)
+    prepare.add_argument("--only", choices=("split", "filter"), help="one step instead of all")
+    prepare.set_defaults(run=_prepare)
+    caption = commands.add_parser("caption", help="clips -> captions, and a sheet to correct them in", allow_abbrev=False)
+    _add_config(caption)
+    caption.set_defaults(run=_caption)
     encode = commands.add_parser("encode", help="clips and captions -> cached samples", allow_abbrev=False)
     _add_config(encode)
+    encode.add_argument("--plan", action="store_true", help="only say what each clip would become; loads no model")
     encode.set_defaults(run=_encode)
+    sheet = commands.add_parser("sheet", help="the data set -> a page: frames, captions, what looks wrong", allow_abbrev=False)
+    _add_config(sheet)
+    sheet.add_argument("--output", type=Path, metavar="FILE", help="page to write; default: RUN/dataset.html")
+    sheet.set_defaults(run=_sheet)
     train = commands.add_parser("train", help="cached samples -> adapter; run again to continue", allow_abbrev=False)
     _add_config(train)
     train.add_argument("--fresh", action="store_true", help="start over instead of continuing this run")
@@ -96,11 +108,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_sample(commands.add_parser("sample", help="base and adapter -> videos", allow_abbrev=False))
     _add_evaluate(commands.add_parser("evaluate", help="base against adapter -> a report: did it work?", allow_abbrev=False))
     _add_inspect(commands.add_parser("inspect", help="tabulate the cache, decode samples back to video", allow_abbrev=False))
+    export = commands.add_parser("export", help="the data set -> a folder to share, cut without loss", allow_abbrev=False)
+    _add_config(export)
+    export.add_argument("folder", type=Path, help="folder to write: clips/, metadata.jsonl, README.md")
+    export.set_defaults(run=_export)
     tiny = commands.add_parser("tiny", help="write mochi-tiny, a small trained Mochi for trying things", allow_abbrev=False)
     tiny.add_argument("folder", type=Path, help="folder to write, in diffusers layout")
     tiny.add_argument("--random", type=_count, metavar="SEED", help="random weights of this seed instead of the trained ones")
     tiny.set_defaults(run=_tiny)
     _add_draw(commands.add_parser("draw", help="draw a data set for mochi-tiny: clips with captions", allow_abbrev=False))
+    cli_adapters.add_commands(commands)
     _add_print(commands.add_parser("config", help="print the reference, the schema, or a resolved file", allow_abbrev=False))
     return parser
 
@@ -168,12 +185,16 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sweep", action="store_true", help="the adapters one by one, not together")
     parser.add_argument("--grid", action="store_true", help="also one video: a row per prompt, a column per version")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the videos; what is there already is kept")
+    _add_assume_alpha(parser)
+    parser.set_defaults(run=_sample)
+
+
+def _add_assume_alpha(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--assume-alpha",
         choices=("rank",),
         help="what alpha is for adapter files that do not say; they are refused otherwise",
     )
-    parser.set_defaults(run=_sample)
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -185,6 +206,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--from-videos", type=Path, metavar="DIR", help="clips made elsewhere: base/ and adapter/, or a videos.jsonl"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of videos and report; default: RUN/evaluation")
+    _add_assume_alpha(parser)
     parser.set_defaults(run=_evaluate)
 
 
@@ -222,11 +244,37 @@ def _loaded(arguments: argparse.Namespace) -> Config:
     return load_config(find_config(arguments.config), arguments.overrides)
 
 
+def _prepare(arguments: argparse.Namespace) -> None:
+    config = _loaded(arguments)
+    from mochi_lora.commands import prepare
+
+    prepare.run(config, only=arguments.only)
+
+
+def _caption(arguments: argparse.Namespace) -> None:
+    config = _loaded(arguments)
+    from mochi_lora.commands import caption
+
+    caption.run(config)
+
+
 def _encode(arguments: argparse.Namespace) -> None:
     config = _loaded(arguments)
+    if arguments.plan:
+        from mochi_lora.commands import plan
+
+        plan.run(config)
+        return
     from mochi_lora.commands import encode
 
     encode.run(config)
+
+
+def _sheet(arguments: argparse.Namespace) -> None:
+    config = _loaded(arguments)
+    from mochi_lora.commands import sheet
+
+    sheet.run(config, output=arguments.output)
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -263,6 +311,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         adapter=arguments.adapter,
         from_videos=arguments.from_videos,
         output=arguments.output,
+        assume_alpha_is_rank=arguments.assume_alpha == "rank",
         command=arguments.command,
     )
     from mochi_lora.commands import evaluate
@@ -275,6 +324,13 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from mochi_lora.commands import inspect
 
     inspect.run(config, decode=arguments.decode, output=arguments.output)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    config = _loaded(arguments)
+    from mochi_lora.commands import export
+
+    export.run(config, arguments.folder)
 
 
 def _tiny(arguments: argparse.Namespace) -> None:

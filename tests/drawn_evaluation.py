@@ -43,7 +43,7 @@ def replaying(clips: list[np.ndarray]) -> Film:
 def write_clips(folder: Path, sets: dict[str, tuple[int, Film]], seed: int = 5) -> Path:
     """`folder`/base and /adapter with clips and prompts; `sets`: prompt set -> (prompts, the adapter's film)."""
     lines = []
-    scenes = _different_scenes(seed)
+    scenes = different_scenes(seed)
     for prompt_set, (count, film) in sets.items():
         first = 50 if prompt_set == "unrelated" else 0  # plain prompts are the trigger prompts' contents
         for number in range(count):
@@ -59,7 +59,7 @@ def write_clips(folder: Path, sets: dict[str, tuple[int, Film]], seed: int = 5) 
 
 
 @functools.cache
-def _different_scenes(seed: int) -> list[Scene]:
+def different_scenes(seed: int) -> list[Scene]:
     """A hundred, no two of the same words."""
     drawn = (draw_scene(seed, index, held_out=True) for index in range(1000))
     return list({next(captions(scene)): scene for scene in drawn}.values())[:100]

@@ -17,6 +17,14 @@ WIDTH, HEIGHT, BITS = 128, 64, 8
 H264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-preset", "ultrafast", "-crf", "18", "-bf", "2", "-g", "12")
 
 
+def hdr(transfer: str, more: str = "hdr10=1") -> tuple[str, ...]:
+    """10-bit HEVC of BT.2020 with an ffmpeg `transfer` (smpte2084 for PQ, arib-std-b67 for HLG) and `more` x265 parameters."""
+    tags = f"colorprim=bt2020:transfer={transfer}:colormatrix=bt2020nc:range=limited"
+    convert = "scale=out_color_matrix=bt2020nc:out_range=tv:flags=accurate_rnd+full_chroma_int+bicubic"
+    x265 = ("-c:v", "libx265", "-preset", "ultrafast", "-pix_fmt", "yuv420p10le")
+    return ("-vf", convert, *x265, "-x265-params", f"log-level=none:qp=2:{tags}:{more}")
+
+
 def ffmpeg() -> str:
     """The ffmpeg program: from PATH, else imageio-ffmpeg's. Without one tests are skipped, but fail under CI=true."""
     if found := shutil.which("ffmpeg"):
@@ -56,6 +64,46 @@ def make_clip(
     raw = b"".join(numbered_frame(min(number, last)).tobytes() for number in range(frames))
     source = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{WIDTH}x{HEIGHT}", "-r", rate, "-i", "-")
     run_ffmpeg(*source, *codec, path, stdin=raw)
+    return path
+
+
+def make_patches(path: Path, signals: np.ndarray, codec: tuple[str, ...]) -> Path:
+    """Eight frames of 64 x 64 patches side by side, one per row of R'G'B' `signals` in [0, 1] (full range). Returns `path`."""
+    picture = np.rint(np.repeat(np.repeat(signals[None], 64, 0), 64, 1) * 65535).astype("<u2")
+    size = f"{picture.shape[1]}x64"
+    source = ("-f", "rawvideo", "-pix_fmt", "rgb48le", "-s", size, "-r", "30", "-i", "-")
+    run_ffmpeg(*source, *codec, path, stdin=picture.tobytes() * 8)
+    return path
+
+
+def make_interlaced(path: Path, order: str, codec: tuple[str, ...], frames: int = 48) -> Path:
+    """30 frames a second of two fields, field k showing the number gray(k); `order` is tff or bff. Returns `path`.
+
+    Gray code, since a bit that alternates from field to field is still in each of the two: no deinterlacer could see it.
+    """
+    raw = b"".join(numbered_frame(field ^ field >> 1).tobytes() for field in range(2 * frames))
+    weave = f"tinterlace=interleave_{'top' if order == 'tff' else 'bottom'},setfield={order}"
+    source = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{WIDTH}x{HEIGHT}", "-r", "60", "-i", "-")
+    run_ffmpeg(*source, "-vf", weave, *codec, path, stdin=raw)
+    return path
+
+
+def from_gray(code: int) -> int:
+    """The number whose Gray code this is."""
+    number = 0
+    while code:
+        number, code = number ^ code, code >> 1
+    return number
+
+
+def make_disc(path: Path, width: int, height: int, codec: tuple[str, ...], *, stretch: float = 1.0, frames: int = 8) -> Path:
+    """A white disc on black in the middle, as high as half the picture, `stretch` times as wide as high. Returns `path`."""
+    y, x = np.mgrid[:height, :width]
+    radius = height / 4
+    inside = ((x - (width - 1) / 2) / (radius * stretch)) ** 2 + ((y - (height - 1) / 2) / radius) ** 2 < 1
+    picture = np.repeat(inside[..., None] * np.uint8(255), 3, 2).astype(np.uint8)
+    source = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", "30", "-i", "-")
+    run_ffmpeg(*source, *codec, path, stdin=picture.tobytes() * frames)
     return path
 
 

@@ -57,7 +57,7 @@ def comparison(measure, prompt_set="trigger", conclusion=None, **changes):
     margin = PRIMARIES.get(measure)
     gain = abs(difference) if better == "neither" else difference if better == "up" else -difference
     if conclusion is None:
-        conclusion = "indicative" if context else "better" if gain > half else "worse" if gain < -half else "unclear"
+        conclusion = "context" if context else "better" if gain > half else "worse" if gain < -half else "unclear"
         if margin is not None and gain - half > -margin:
             conclusion = "no worse"
     row = Comparison(

@@ -1,8 +1,12 @@
 """Batches: what is drawn for a sample depends on (seed, position) and on nothing else."""
 
 import multiprocessing
+import os
 import shutil
 import subprocess
+import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -182,8 +186,17 @@ def test_a_damaged_entry_is_named_without_a_traceback_in_the_message(make, tmp_p
     assert "Traceback" not in message
 
 
-def test_loader_processes_outlive_a_signal_to_the_whole_group(make):
-    """torchrun and schedulers signal every process; a loader that dies takes the run with it before it is saved."""
+_threads_at_fork: list[bool] = []  # a hook cannot be taken back: it looks here
+os.register_at_fork(
+    after_in_child=lambda: _threads_at_fork and threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+)
+
+
+@pytest.mark.parametrize("thread_at_fork", [False, True])
+def test_loader_processes_outlive_a_signal_to_the_whole_group(make, monkeypatch, thread_at_fork):
+    """torchrun and schedulers signal every process; a loader that dies takes the run with it before it is saved. Telemetry
+    libraries start a thread of their own in every forked process, and a signal may choose that one."""
+    monkeypatch.setattr(sys.modules[__name__], "_threads_at_fork", [True] if thread_at_fork else [])
     source = make()
     share = Share(1, 1)
     plan = BatchPlan(tuple(Bucket.parse(entry.bucket) for entry in source.entries), SEED, 1)

@@ -18,7 +18,7 @@ from mochi_lora.spec import Bucket
 
 CLIP = ClipRange(source_sha256="ab" * 32, start=1.5, end=None, width=640, height=360, bucket=Bucket(19, 64, 112))
 VAE = EncoderIdentity("0123456789abcdef", "fp32")
-PINNED_LATENTS = "d5e1423c5f2849592aa735000440fb51"
+PINNED_LATENTS = "5a55367c5deeb4c1bb461e54478ff037"
 PINNED_TEXT = "41c30e1bad48e4a44d354d61250244cf"
 ABOUT = {"source": "fox [1].mp4", "caption": "ein Füchslein"}
 
@@ -192,3 +192,9 @@ def test_what_is_noted_beside_the_tensors_is_readable_json(cache):
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     assert json.loads(header["__metadata__"]["about"]) == ABOUT
     assert {header[name]["dtype"] for name in ("mean", "logvar")} == {"BF16"}
+
+
+def test_a_region_makes_an_entry_of_its_own_and_none_leaves_the_key_as_it_was():
+    keys = [latents_key(replace(CLIP, region=region), VAE) for region in (None, (0, 0, 640, 360), (0, 8, 640, 352))]
+    assert len(set(keys)) == 3
+    assert keys[0] == latents_key(CLIP, VAE)

@@ -85,7 +85,7 @@ def test_less_is_better_where_the_catalogue_says_so(change, conclusion):
 def test_context_is_never_tested():
     rows = clips("base", LEVELS | {"diversity": 0.5}) + clips("adapter", LEVELS | {"diversity": 0.1})
     one = compared(rows, measures=(*PRIMARIES, "diversity"))["diversity", "trigger"]
-    assert (one.p_value, one.conclusion, one.primary) == (None, "indicative", False)
+    assert (one.p_value, one.conclusion, one.primary) == (None, "context", False)
 
 
 def test_the_base_has_not_drifted_from_itself():

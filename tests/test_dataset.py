@@ -47,6 +47,11 @@ def test_captions_begin_with_the_trigger_in_chalk_only(drawn):
         assert sentence in set(world.captions(scene))
 
 
+def test_no_clip_stands_still_unless_asked():
+    """`encode` would refuse it as a frozen recording."""
+    assert {scene.motion for scene in drawn_scenes(DrawnSet("base", 200))} == {"left", "right", "up", "down", "grows"}
+
+
 def test_nothing_held_out_is_drawn():
     for motions in (world.PRETRAINED_MOTIONS, ("circles",)):
         scenes = drawn_scenes(DrawnSet("chalk", 500, motions))

@@ -1,14 +1,19 @@
 """One clip's failure is one line in the report; what would fail for every clip stops the run."""
 
 import errno
+import threading
+import time
+import weakref
 
 import pytest
 import torch
-from tiny_commands import make_image
+from tiny_commands import make_image, make_video
 
 from mochi_lora.data import encode as room
+from mochi_lora.data import known_files as files_room
 from mochi_lora.data.cache import Cache, EncoderIdentity
-from mochi_lora.data.encode import EncodedClip, Shapes, encode_clips, validation_sources
+from mochi_lora.data.clip_plan import Shapes
+from mochi_lora.data.encode import EncodedClip, encode_clips
 from mochi_lora.data.samples import Posterior
 from mochi_lora.data.sources import ClipSource, Rejection
 from mochi_lora.errors import ClipError, UserError
@@ -158,34 +163,100 @@ def test_the_same_picture_under_two_names_is_one_entry(tmp_path, cache):
     assert (first.was_cached, second.was_cached) == (False, True)
 
 
-DIGESTS = [f"{number * 2654435761 % 2**32:08x}" for number in range(40)]
+def _many(tmp_path, count):
+    return [ClipSource(make_image(tmp_path / f"{number:02}.png", colour=15 * number), "x") for number in range(count)]
 
 
-@pytest.mark.parametrize(
-    ("sources", "fraction", "expected"), [(40, 0.1, 4), (40, 0, 0), (8, 0.15, 1), (3, 0.01, 1), (2, 0.99, 1)]
-)
-def test_the_fraction_held_out_is_rounded_and_one_at_least(sources, fraction, expected):
-    assert len(validation_sources(DIGESTS[:sources], fraction)) == expected
+@pytest.mark.parametrize("ahead", [0, 1, 5])
+def test_reading_ahead_changes_nothing_of_what_comes_out(tmp_path, ahead):
+    sources = _many(tmp_path, 8)
+    sources.insert(3, ClipSource(tmp_path / "none.png", "x"))
+    cache = Cache(tmp_path / "cache")
+    outcomes = list(encode_clips(sources, SHAPES, cache, VAE, lambda: _encoder, read_ahead=ahead))
+    assert [outcome.source if isinstance(outcome, EncodedClip) else outcome.name for outcome in outcomes] == [
+        source if source.path.exists() else source.name for source in sources
+    ]
+    clips = [outcome for outcome in outcomes if isinstance(outcome, EncodedClip)]
+    values = [float(cache.read_latents(clip.key).mean[0, 0, 0, 0]) for clip in clips]
+    assert values == sorted(set(values)), "pixels and clips were mixed up"
 
 
-@pytest.mark.parametrize("count", range(1, 8))
-@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.999])
-def test_training_is_never_left_without_a_source(count, fraction):
-    assert len(validation_sources(DIGESTS[:count], fraction)) < count
+def test_the_next_clip_is_read_while_the_vae_works_on_this_one(sources, cache, monkeypatch):
+    """No clock: the encoder of the first clip returns only after the second has been read."""
+    read, second = room.read_clip, threading.Event()
+
+    def reading(source, info, bucket):
+        pixels = read(source, info, bucket)
+        if source == sources[1]:
+            second.set()
+        return pixels
+
+    def encoding(pixels):
+        assert second.wait(10), "the second clip waits for the first to be encoded"
+        return _encoder(pixels)
+
+    monkeypatch.setattr(room, "read_clip", reading)
+    outcomes = encode_clips(sources, SHAPES, cache, VAE, lambda: encoding, read_ahead=1)
+    assert [type(outcome) for outcome in outcomes] == [EncodedClip] * 3
 
 
-def test_a_single_source_is_never_held_out_however_many_ranges_it_gives():
-    assert validation_sources(["a"] * 10, 0.5) == set()
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_no_more_clips_lie_in_memory_than_were_asked_for(tmp_path, monkeypatch, ahead):
+    read, alive, most = room.read_clip, weakref.WeakSet(), []
+
+    def reading(source, info, bucket):
+        pixels = read(source, info, bucket)
+        alive.add(pixels)
+        most.append(len(alive))
+        return pixels
+
+    def encoding(pixels):
+        time.sleep(0.02)  # the readers get as far ahead as they may
+        return _encoder(pixels)
+
+    monkeypatch.setattr(room, "read_clip", reading)
+    cache = Cache(tmp_path / "cache")
+    for _ in encode_clips(_many(tmp_path, 12), SHAPES, cache, VAE, lambda: encoding, read_ahead=ahead):
+        pass
+    assert max(most) == ahead + 1
 
 
-def test_order_and_repetition_do_not_move_the_split():
-    split = validation_sources(DIGESTS, 0.2)
-    assert validation_sources(DIGESTS[::-1] + DIGESTS[:7], 0.2) == split
-    assert split <= set(DIGESTS)
+def test_a_run_that_stops_leaves_no_reader_behind(tmp_path, cache):
+    outcomes = encode_clips(_many(tmp_path, 12), SHAPES, cache, VAE, lambda: _encoder, read_ahead=3)
+    next(outcomes)
+    outcomes.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
 
 
-def test_one_more_clip_moves_at_most_one_source_across():
-    before = validation_sources(DIGESTS[:30], 0.2)
-    after = validation_sources(DIGESTS[:31], 0.2)
-    assert len(before - after) <= 1
-    assert len(after - before) <= 1
+def test_a_film_is_probed_and_hashed_once_for_all_its_ranges(tmp_path, cache, monkeypatch):
+    film = make_video(tmp_path / "film.mp4", frames=40)
+    looks = []
+    for name in ("probe", "sha256_of_file"):
+        original = getattr(files_room, name)
+        monkeypatch.setattr(
+            files_room, name, lambda path, name=name, original=original: (looks.append(name), original(path))[1]
+        )
+    ranges = [ClipSource(film, "x", start / 10, start / 10 + 0.1) for start in range(12)]
+    outcomes = list(encode_clips(ranges, SHAPES, cache, VAE, lambda: _encoder, read_ahead=4))
+    assert len({outcome.key for outcome in outcomes}) == 12
+    assert sorted(looks) == ["probe", "sha256_of_file"]
+
+
+def test_a_bad_film_is_probed_once_and_refuses_all_its_ranges(tmp_path, cache, monkeypatch):
+    film = tmp_path / "film.mp4"
+    film.write_text("not a film")
+    looks, original = [], files_room.probe
+    monkeypatch.setattr(files_room, "probe", lambda path: (looks.append(path), original(path))[1])
+    ranges = [ClipSource(film, "x", float(start)) for start in range(5)]
+    outcomes = list(encode_clips(ranges, SHAPES, cache, VAE, lambda: _encoder, read_ahead=4))
+    assert len({outcome.reason for outcome in outcomes}) == 1
+    assert "cannot be read" in outcomes[0].reason
+    assert looks == [film]
+
+
+def test_a_crop_is_part_of_what_a_clip_is(tmp_path, cache):
+    picture = make_image(tmp_path / "a.png")
+    sources = [ClipSource(picture, "x", crop=crop) for crop in (None, (0, 0, 48, 32), (0, 0, 40, 30), (8, 2, 48, 32))]
+    shapes = Shapes((BUCKET,), upscale=True)
+    outcomes = list(encode_clips(sources, shapes, cache, VAE, lambda: _encoder))
+    assert len({outcome.key for outcome in outcomes}) == 4

@@ -1,6 +1,7 @@
 """`mochi-lora encode`: every clip is kept or named with its reason, and running again goes on where it stopped."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from tiny_commands import (
     make_image,
     make_sound,
     make_video,
+    mixed,
     report_of,
     settings,
 )
@@ -394,3 +396,142 @@ def test_two_processes_share_the_work_and_leave_the_same_index_as_one(tiny, tmp_
     for entry in index_of(cache)["entries"]:
         ours, theirs = (Cache(root).read_latents(entry["latents"]).mean for root in (cache, encoded[1]))
         torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02)
+
+
+# --- several parts ------------------------------------------------------------------------------------------------------
+
+
+def test_parts_are_encoded_with_their_own_settings_and_named_in_the_index(tiny, tmp_path, capsys):
+    for part in ("chalk", "plain"):
+        for number in range(3):
+            make_image(tmp_path / part / f"{number}.png", f"a ball {number}", colour=80 * number + len(part))
+    mix = [
+        {"clips": str(tmp_path / "chalk"), "repeats": 4, "trigger": "chalk style"},
+        {"clips": str(tmp_path / "plain"), "buckets": ["1x16x16"]},
+    ]
+    words = mixed(tiny, tmp_path / "cache", mix, STILL)
+    assert main(["encode", *words]) == 0
+    entries = index_of(tmp_path / "cache")["entries"]
+    assert [(entry["part"], entry["bucket"], entry["caption"]) for entry in entries] == [
+        *((0, "1x32x48", f"chalk style, a ball {number}") for number in range(3)),
+        *((1, "1x16x16", f"a ball {number}") for number in range(3)),
+    ]
+    drawn = capsys.readouterr().out.split("an epoch")[1]
+    assert "4 times" in drawn
+    assert "1 times" in drawn
+    index = index_of(tmp_path / "cache")
+    assert main(["encode", *words]) == 0
+    assert index_of(tmp_path / "cache") == index
+
+
+def test_a_video_is_on_one_side_in_whatever_tables_and_under_whatever_names_it_stands(tiny, tmp_path):
+    """Twelve films; each is in two parts: once as it is, once as a copy with another name and range, or as a named cut."""
+    folder, tables = tmp_path / "films", [[], []]
+    folder.mkdir()
+    for number in range(12):
+        film = make_video(folder / f"{number:02}.mp4", frames=24)
+        tables[0].append({"file_name": film.name, "text": f"film {number:02}", "end": 0.3})
+        if number % 2:
+            shutil.copy(film, folder / f"copy-{number:02}.mp4")
+            tables[1].append({"file_name": f"copy-{number:02}.mp4", "text": f"film {number:02} later", "start": 0.4})
+        else:
+            cut = make_video(folder / f"cut-{number:02}.mp4", frames=7)
+            source = hashlib.sha256(film.read_bytes()).hexdigest()
+            tables[1].append({"file_name": cut.name, "text": f"film {number:02} later", "source": source})
+    for place, rows in enumerate(tables):
+        (folder / f"{place}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mix = [{"clips": str(folder / "0.jsonl")}, {"clips": str(folder / "1.jsonl")}]
+    assert main(["encode", *mixed(tiny, tmp_path / "cache", mix), "--data.validation_fraction", "0.4"]) == 0
+    sides: dict[str, set[str]] = {}
+    for entry in index_of(tmp_path / "cache")["entries"]:
+        sides.setdefault(entry["caption"][:7], set()).add(entry["split"])
+    assert len(sides) == 12
+    assert all(len(side) == 1 for side in sides.values()), sides
+    assert sum(side == {"validation"} for side in sides.values()) == 5
+
+
+def test_when_everything_is_one_video_it_is_said_that_nothing_is_held_out(tiny, tmp_path, capsys):
+    film = make_video(tmp_path / "film.mp4", frames=30)
+    rows = [{"file_name": film.name, "text": "x", "start": start} for start in (0.0, 0.3)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["encode", *settings(tiny, tmp_path / "t.jsonl", tmp_path / "cache")]) == 0
+    assert "all clips come from one video: none is held out" in capsys.readouterr().out
+
+
+# --- many ---------------------------------------------------------------------------------------------------------------
+
+
+def _spoiled(path: Path, how: int) -> str:
+    """Make the good clip at `path` a bad one; returns a word of the reason that is expected."""
+    content = path.read_bytes()
+    match how % 5:
+        case 0:
+            path.write_bytes(b"")
+            return "empty"
+        case 1:
+            path.write_bytes(content[: len(content) // 2])
+            return "truncated"
+        case 2:
+            path.write_bytes(bytes(range(256)) * 8)
+            return "cannot be read"
+        case 3:
+            make_sound(path)
+            return "holds no video"
+        case _:
+            path.with_suffix(".txt").unlink()
+            return "no caption"
+
+
+@pytest.fixture(scope="module")
+def two_hundred(tmp_path_factory):
+    """(folder, expected reason by name of the bad ones): every eighth of 200 clips is bad."""
+    folder, bad = tmp_path_factory.mktemp("many") / "clips", {}
+    folder.mkdir()
+    for number in range(200):
+        path = make_video(folder / f"{number:03}.mp4", frames=7)
+        path.with_suffix(".txt").write_text(f"noise {number % 10}")
+        if number % 8 == 3:
+            bad[path.name] = _spoiled(path, number // 8)
+    assert len(bad) == 25
+    return folder, bad
+
+
+@pytest.mark.slow
+def test_of_two_hundred_clips_the_bad_ones_are_listed_and_all_others_come_through(tiny, two_hundred, tmp_path):
+    clips, bad = two_hundred
+    assert main(["encode", *settings(tiny, clips, tmp_path / "cache")]) == 0
+    report = report_of(tmp_path / "cache")
+    assert len(report) == 200
+    rejected = {name: line["reason"] for name, line in report.items() if line["status"] == "rejected"}
+    assert rejected.keys() == bad.keys()
+    assert all(word in rejected[name] for name, word in bad.items())
+    entries = index_of(tmp_path / "cache")["entries"]
+    assert {Path(entry["clip"]).name for entry in entries} == report.keys() - bad.keys()
+    assert len({entry["latents"] for entry in entries}) == 175
+
+
+@pytest.mark.slow
+def test_kills_in_the_middle_of_two_hundred_clips_lose_none_and_encode_none_twice(tiny, two_hundred, tmp_path):
+    """SIGKILL twice at growing numbers of entries; entries that are there are never written again."""
+    clips, bad = two_hundred
+    cache, stamps = tmp_path / "cache", {}
+    for goal in (20, 110):
+        run = _start(settings(tiny, clips, cache))
+        deadline = time.monotonic() + 120
+        while len(list(cache.glob("latents/*.safetensors"))) < goal:
+            assert run.poll() is None, run.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        run.send_signal(signal.SIGKILL)
+        assert run.wait(timeout=30) == -signal.SIGKILL
+        done = {path: path.stat().st_mtime_ns for path in cache.glob("latents/*.safetensors")}
+        assert goal <= len(done) < 175, "the run was over before the kill: nothing was proven"
+        assert stamps.items() <= done.items()
+        stamps = done
+    assert main(["encode", *settings(tiny, clips, cache)]) == 0
+    assert stamps.items() <= {path: path.stat().st_mtime_ns for path in cache.glob("latents/*.safetensors")}.items()
+    entries = index_of(cache)["entries"]
+    names = [Path(entry["clip"]).name for entry in entries]
+    assert len(names) == len(set(names)) == 175
+    assert not set(names) & set(bad)
+    assert sum(line["status"] == "rejected" for line in report_of(cache).values()) == 25

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mochi_lora.data.geometry import choose_bucket, crop_plan, frame_times, nearest_frames, resize_and_crop
+from mochi_lora.data.geometry import choose_bucket, crop_plan, frame_times, nearest_frames, resize_and_crop, shown_size
 from mochi_lora.data.probe import ClipInfo
 from mochi_lora.data.sources import ClipSource
 from mochi_lora.errors import ClipError
@@ -121,6 +121,17 @@ def test_an_image_takes_one_frame_of_the_nearest_shape():
     assert str(choose_bucket(image, SOURCE, BUCKETS, upscale=False)) == "1x480x480"
     singles = [*BUCKETS, Bucket(1, 480, 848)]
     assert str(choose_bucket(image, SOURCE, singles, upscale=False)) == "1x480x848"
+
+
+def test_a_crop_counts_as_the_whole_picture():
+    """Letterbox bars cut off: what is left is wider; too little left is refused by its own size."""
+    square = replace(SOURCE, crop=(420, 0, 1500, 1080))
+    assert shown_size(_info(1920, 1080), square) == (1080, 1080)
+    assert str(choose_bucket(_info(1920, 1080), square, BUCKETS, upscale=False)) == "37x480x480"
+    with pytest.raises(ClipError, match=r"a\.mp4: 100x100 pixels are fewer"):
+        choose_bucket(_info(1920, 1080), replace(SOURCE, crop=(0, 0, 100, 100)), BUCKETS, upscale=False)
+    with pytest.raises(ClipError, match=r"crop \[0, 0, 1921, 1080\] does not lie inside the picture of 1920x1080"):
+        choose_bucket(_info(1920, 1080), replace(SOURCE, crop=(0, 0, 1921, 1080)), BUCKETS, upscale=False)
 
 
 def test_the_crop_plan_covers_the_bucket_and_centres():

@@ -13,9 +13,9 @@ from mochi_lora.config.schema import Config
 
 ROOT = Path(__file__).parents[1]
 # A room imports only from its own stage and from earlier ones.
-STAGES = ("errors", "spec", "streams", "files", "console", "config", "data", "model", "training", "inference", "tiny")
-STAGES += ("measures", "evaluation", "report", "commands", "cli", "__main__")
-TORCH_FREE = ("errors", "spec", "streams", "files", "console", "config", "cli", "__main__")
+STAGES = ("errors", "spec", "streams", "files", "console", "config", "data", "model", "interop", "training", "inference")
+STAGES += ("tiny", "measures", "curation", "evaluation", "report", "commands", "cli_adapters", "cli", "__main__")
+TORCH_FREE = ("errors", "spec", "streams", "files", "console", "config", "cli_adapters", "cli", "__main__")
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "wandb", "av", "decord", "bitsandbytes"}
 # The one broad `except`: a clip that fails never stops the others.
 BROAD_EXCEPTS = {"mochi_lora/data/encode.py": 1}

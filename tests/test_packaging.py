@@ -25,6 +25,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 IMPORTS = {
     "decord2": "decord",
     "pillow": "PIL",
+    "scenedetect-headless": "scenedetect",
     "opencv-python-headless": "cv2",
     "pyyaml": "yaml",
     "protobuf": "google.protobuf",

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from mochi_lora.data.plan import BatchPlan, Share, plan_epoch
+from mochi_lora.data.plan import BatchPlan, Pool, Share, plan_epoch, pools_of_shapes
 from mochi_lora.spec import Bucket
 
 WIDE, TALL, STILL = Bucket(7, 32, 48), Bucket(7, 48, 32), Bucket(1, 32, 48)
@@ -90,3 +90,42 @@ def test_any_cut_of_a_step_trains_on_the_same_samples():
             for batch, accumulation, ranks in CUTS
         }
         assert trained == {tuple(sorted(plan.items(step)))}
+
+
+def test_the_order_of_a_plain_data_set_is_that_of_the_first_release():
+    """Runs go on from checkpoints of earlier versions."""
+    released = [(9, 5), (1, 9), (0, 7), (3, 2), (4, 4), (6, 8), (10, 3)]
+    assert plan_epoch(SHAPES, 4, 2, 2) == released
+    assert plan_epoch(SHAPES, 4, 2, 2, pools_of_shapes(SHAPES)) == released
+
+
+# Of one shape 10 draws of 4 items, so 2 or 3 each, and 3 items once; of another 2 items twice.
+POOLED = (WIDE,) * 7 + (TALL,) * 2
+POOLS = (Pool(WIDE, (0, 1, 2, 3), 10), Pool(WIDE, (4, 5, 6), 3), Pool(TALL, (7, 8), 4))
+
+
+@pytest.mark.parametrize(("seed", "epoch", "per_step"), [(0, 0, 1), (3, 1, 1), (0, 5, 17)])
+def test_a_pool_is_drawn_as_often_as_it_says_and_its_items_evenly(seed, epoch, per_step):
+    steps = plan_epoch(POOLED, seed, epoch, per_step, POOLS)
+    counts = Counter(item for step in steps for item in step)
+    fill = Counter(item for step in steps for item in step[13 if POOLED[step[0]] == WIDE else 4 :])  # of the one short step
+    counts -= fill if per_step > 1 else Counter()
+    assert sorted(counts[item] for item in range(4)) == [2, 2, 3, 3]
+    assert [counts[item] for item in range(4, 9)] == [1, 1, 1, 2, 2]
+    assert len(steps) == BatchPlan(POOLED, seed, per_step, POOLS).steps_per_epoch
+
+
+def test_which_items_come_once_more_changes_so_that_all_come_equally_often():
+    counts = Counter(item for epoch in range(400) for step in plan_epoch(POOLED, 0, epoch, 1, POOLS) for item in step)
+    assert sum(counts[item] for item in range(4)) == 4000
+    for item in range(4):  # 2 and half of the time 3: standard deviation 10 over 400 epochs
+        assert abs(counts[item] - 1000) < 50
+
+
+def test_a_plan_with_pools_is_a_function_of_seed_and_epoch_and_not_of_history():
+    plan = BatchPlan(POOLED, seed=7, samples_per_step=3, pools=POOLS)
+    epochs = [plan_epoch(POOLED, 7, epoch, 3, POOLS) for epoch in (2, 0, 1)]
+    in_order = [*epochs[1], *epochs[2], *epochs[0]]
+    assert [plan.items(step) for step in range(3 * plan.steps_per_epoch)] == in_order
+    fresh = BatchPlan(POOLED, seed=7, samples_per_step=3, pools=POOLS)
+    assert fresh.items(2 * plan.steps_per_epoch) == epochs[0][0]

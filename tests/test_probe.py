@@ -1,13 +1,16 @@
 """What a file holds, and every kind that is refused by name."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from footage import H264, halved, make_clip, numbered_frame, run_ffmpeg
+from footage import H264, halved, hdr, make_clip, numbered_frame, run_ffmpeg
 from PIL import Image
 
+from mochi_lora.data.colour_tags import light_of
 from mochi_lora.data.probe import probe
+from mochi_lora.data.tone_map import Light
 from mochi_lora.errors import ClipError
 
 VP9 = ("-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-b:v", "400k")
@@ -74,12 +77,59 @@ def test_images_have_one_frame_and_are_measured_upright(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("codec", "light"),
+    [
+        (_x264("transfer=smpte2084:colorprim=bt2020:colormatrix=bt2020nc"), Light("PQ", "BT.2020")),
+        (_x264("transfer=smpte2084"), Light("PQ", "BT.2020")),  # the primaries that HDR nearly always has
+        (_x264("transfer=smpte2084:colorprim=smpte432"), Light("PQ", "P3")),
+        (_x264("transfer=arib-std-b67:colorprim=bt2020"), Light("HLG", "BT.2020")),
+        (_x264("transfer=bt709:colorprim=bt2020:colormatrix=bt2020nc"), Light("SDR", "BT.2020")),
+        (_x264("transfer=bt709:colorprim=smpte432"), Light("SDR", "P3")),
+        (_x264("transfer=bt709:colorprim=bt709:colormatrix=bt709"), None),
+        (_x264("transfer=smpte170m:colorprim=smpte170m:colormatrix=smpte170m"), None),
+        (H264, None),
+    ],
+)
+def test_what_code_values_mean_is_read_from_the_tags(tmp_path, codec, light):
+    info = probe(make_clip(tmp_path / "a.mp4", frames=8, codec=codec))
+    assert info.light == light
+    assert info.backend == ("decord" if light is None else "pyav")  # decord knows no colours
+
+
+@pytest.mark.parametrize(("transfer", "reason"), [(2, "colours coded as Dolby Vision alone"), (18, None)])
+def test_dolby_vision_is_read_by_the_picture_inside_it_or_refused(transfer, reason):
+    """Made by hand: no encoder here writes it. Phones put HLG inside; profile 5 puts nothing that others can read."""
+    tags = SimpleNamespace(color_trc=transfer, color_primaries=2, colorspace=2, side_data={"DOVI_METADATA": b""})
+    stream = SimpleNamespace(codec_context=tags)
+    if reason is None:
+        assert light_of(Path("a.mov"), stream, tags) == Light("HLG", "BT.2020")
+    else:
+        with pytest.raises(ClipError, match=rf"a\.mov: {reason}"):
+            light_of(Path("a.mov"), stream, tags)
+
+
+@pytest.mark.parametrize(
+    ("said", "peak"),
+    [
+        ("max-cll=4000,400", 4000.0),
+        ("master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(20000000,1)", 2000.0),
+        ("master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(20000000,1):max-cll=600,400", 600.0),
+        ("hdr10=1", 1000.0),
+    ],
+)
+def test_the_brightest_light_is_read_from_the_metadata(tmp_path, said, peak):
+    assert probe(make_clip(tmp_path / "a.mp4", frames=4, codec=hdr("smpte2084", said))).light.peak == peak
+
+
+@pytest.mark.parametrize(
     ("codec", "reason"),
     [
-        (_x264("transfer=smpte2084:colorprim=bt2020:colormatrix=bt2020nc"), r"HDR video \(PQ transfer\)"),
-        (_x264("transfer=arib-std-b67"), r"HDR video \(HLG transfer\)"),
-        (_x264("tff=1"), "interlaced video; deinterlace it first"),
-        ((*H264, "-vf", "setsar=4/3"), r"pixels are not square \(sample aspect ratio 4/3\)"),
+        (_x264("transfer=linear"), "colours coded as linear light"),
+        (_x264("transfer=smpte2084:colorprim=bt2020:colormatrix=bt2020c"), "colours coded as BT.2020 constant luminance"),
+        (_x264("transfer=smpte2084:colorprim=bt2020:colormatrix=ictcp"), "colours coded as ICtCp"),
+        (_x264("colormatrix=ycgco"), "colours coded as YCgCo"),
+        ((*H264, "-vf", "setsar=40/3"), "pixels of 40/3 width to height, a damaged tag"),
+        (("-vf", "setfield=tff", "-c:v", "mjpeg"), "its container says interlaced, its pictures do not say how"),
     ],
 )
 def test_material_that_would_be_read_wrongly_is_refused_by_name(tmp_path, codec, reason):
@@ -96,6 +146,31 @@ def test_a_mirrored_clip_is_refused(tmp_path):
     run_ffmpeg("-display_hflip", "-i", tmp_path / "a.mp4", "-c", "copy", tmp_path / "b.mov")
     with pytest.raises(ClipError, match="shown mirrored"):
         probe(tmp_path / "b.mov")
+
+
+@pytest.mark.parametrize(
+    ("aspect", "turn", "size", "stored"),
+    [
+        ("4/3", 0, (171, 64), (128, 64)),
+        ("8/9", 0, (128, 72), (128, 64)),
+        ("4/3", 90, (64, 171), (128, 64)),
+        ("1/1", 90, (64, 128), None),
+    ],
+)
+def test_anamorphic_size_is_that_of_square_pixels(tmp_path, aspect, turn, size, stored):
+    make_clip(tmp_path / "a.mp4", frames=8, codec=(*H264, "-vf", f"setsar={aspect}"))
+    run_ffmpeg("-display_rotation", str(turn), "-i", tmp_path / "a.mp4", "-c", "copy", tmp_path / "b.mov")
+    info = probe(tmp_path / "b.mov")
+    assert (info.width, info.height) == size
+    assert info.stored == stored
+    assert info.backend == ("pyav" if stored else "decord")
+
+
+@pytest.mark.parametrize(("name", "seekable"), [("a.mp4", True), ("a.mkv", True), ("a.ts", False)])
+def test_interlaced_material_is_known_and_kept_from_decord(tmp_path, name, seekable):
+    info = probe(make_clip(tmp_path / name, frames=26, rate="25", codec=_x264("tff=1")))
+    assert (info.interlaced, info.backend, info.seekable) == (True, "pyav", seekable)
+    np.testing.assert_allclose(info.times, np.arange(26) / 25, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from PIL import Image
 from report_example import NASTY, VARIANTS, missing_parts, nothing, pairs, quick, worked, write_files
 
 from mochi_lora.errors import UserError
-from mochi_lora.evaluation.results import Interval, Missing, Pair
+from mochi_lora.evaluation.results import Interval, Missing, Pair, SetDistance
 from mochi_lora.inference.video import write_mp4
 from mochi_lora.measures.catalogue import MEASURES
 from mochi_lora.report import pictures, plots, wording
@@ -393,3 +393,17 @@ def test_results_of_something_else_are_refused_by_name(tmp_path):
     path.write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match="not JSON"):
         read_results(tmp_path)
+
+
+def test_set_distance_strength_zero_grids_and_bare_p_values_are_told_on_page_and_in_markdown(tmp_path):
+    apart = SetDistance("style.distance", 0.3, 0.01, 0.001, 0.4)
+    found = replace(worked(), distance=apart, strength_zero_is_base=True, grids=("grid.mp4",))
+    page = page_of(tmp_path, found).text
+    markdown = write_markdown(tmp_path, found).read_text(encoding="utf-8")
+    for text in (page, re.sub(r"\s+", " ", markdown)):
+        assert "nearer than the base’s and not told apart from them" in text
+        assert "bit for bit" in text
+        assert "grid.mp4" in text
+        assert "Every other P stands for itself" in text
+    broken = replace(found, strength_zero_is_base=False)
+    assert "trust nothing here" in page_of(tmp_path, broken).text

@@ -112,6 +112,64 @@ def test_a_bad_row_is_rejected_by_its_line(tmp_path, row, reason):
     assert reason in rejection.reason
 
 
+@pytest.mark.parametrize("cell", ['"[8, 0, 120, 64]"', "8 0 120 64", '"8,0,120,64"', "[8 0 120 64]"])
+def test_a_crop_is_read_in_any_usual_spelling(tmp_path, cell):
+    _clip(tmp_path / "a.mp4", None)
+    _clip(tmp_path / "a.png", None)
+    table = _csv(tmp_path, f"file_name,text,crop\na.mp4,one,{cell}\na.png,two,{cell}\na.mp4,three,\n")
+    assert [(source.caption, source.crop) for source in list_sources(table)[0]] == [
+        ("one", (8, 0, 120, 64)),
+        ("three", None),
+        ("two", (8, 0, 120, 64)),
+    ]
+
+
+def test_a_crop_may_be_a_list_in_jsonl(tmp_path):
+    _clip(tmp_path / "a.mp4", None)
+    rows = [
+        {"file_name": "a.mp4", "text": text, "crop": crop} for text, crop in (("x", [0, 8, 16, 24]), ("y", None), ("z", []))
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert {source.caption: source.crop for source in list_sources(tmp_path / "t.jsonl")[0]} == {
+        "x": (0, 8, 16, 24),
+        "y": None,
+        "z": None,
+    }
+
+
+@pytest.mark.parametrize(
+    "crop",
+    ["[1, 2, 3]", "[0, 0, 0, 8]", "[0, 9, 8, 8]", "[-1, 0, 8, 8]", "all", "[0, 0, 8.5, 8]", [0, 0, 8.5, 8], [0, 0, True, 1], 7],
+)
+def test_a_crop_that_is_none_is_refused_by_its_line(tmp_path, crop):
+    _clip(tmp_path / "a.mp4", None)
+    rows = [{"file_name": "a.mp4", "text": "x", "crop": crop}]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    sources, (rejection,) = list_sources(tmp_path / "t.jsonl")
+    assert sources == []
+    assert "t.jsonl:1" in rejection.name
+    assert "expected [left, top, right, bottom] in pixels" in rejection.reason
+
+
+@pytest.mark.parametrize(
+    ("cell", "video"),
+    [
+        ("films/long.MKV", "films/long.MKV"),
+        (f" {'ab' * 32} ", "ab" * 32),
+        ("pexels", None),
+        ("", None),
+        (None, None),
+        (3, None),
+    ],
+)
+def test_the_column_source_counts_where_it_names_a_video(tmp_path, cell, video):
+    """`source: pexels` on every row would make one video of the whole data set, and hold nothing out."""
+    _clip(tmp_path / "a.mp4", None)
+    (tmp_path / "t.jsonl").write_text(json.dumps({"file_name": "a.mp4", "text": "x", "source": cell}))
+    ((source,), _) = list_sources(tmp_path / "t.jsonl")
+    assert source.video == video
+
+
 def test_missing_columns_are_named_with_those_found(tmp_path):
     with pytest.raises(UserError, match=r"no column file_name and text; found: caption, video\."):
         list_sources(_csv(tmp_path, "video,caption\na.mp4,x\n"))

@@ -10,6 +10,7 @@ from evaluation_rows import ALIGN, QUALITY, STYLE
 from mochi_lora.config.schema import Config
 from mochi_lora.evaluation.advice import _ADVICE, Finding, advise
 from mochi_lora.evaluation.results import (
+    BandLoss,
     Bleed,
     Comparison,
     Curve,
@@ -300,3 +301,15 @@ def test_sentences_are_whole():
             assert ".." not in sentence
             assert "None" not in sentence
             assert "nan" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("held_out", "training", "overfit"),
+    [((0.1, 0.05, 0.2), -0.1, True), ((0.1, -0.05, 0.2), -0.1, False), ((0.1, 0.05, 0.2), 0.1, False)],
+)
+def test_error_that_rises_on_unseen_clips_while_it_falls_on_its_own_is_overfitting(held_out, training, overfit):
+    level, change = Interval(1.0, 0.9, 1.1), Interval(training, training - 0.05, training + 0.05)
+    bands = [BandLoss(sigma, level, level, level, level, Interval(*held_out), change) for sigma in (0.25, 0.75)]
+    found = give_verdict(three(), (), None, None, None, (), losses=bands, quick=False)
+    assert any("Overfitted" in reason for reason in found.reasons) == overfit
+    assert any("adapters/best.safetensors" in advice for advice in found.advice) == overfit

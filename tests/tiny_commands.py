@@ -28,6 +28,11 @@ def settings(tiny: Path, clips: Path, cache: Path, buckets: str = BUCKET) -> lis
     ]
 
 
+def mixed(tiny: Path, cache: Path, mix: list[dict[str, Any]], buckets: str = BUCKET) -> list[str]:
+    """As `settings`, with `data.mix` instead of clips."""
+    return [*settings(tiny, Path("clips"), cache, buckets), "--data.mix", json.dumps(mix)]
+
+
 def config_of(words: list[str]) -> Config:
     """The configuration those words make."""
     return load_config(QUICKSTART, words[2:])

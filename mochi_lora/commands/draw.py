@@ -8,12 +8,15 @@ from mochi_lora.console import console, progress_bar
 from mochi_lora.spec import Bucket
 from mochi_lora.tiny.dataset import DrawnSet, draw_set
 from mochi_lora.tiny.scenery import Style
-from mochi_lora.tiny.world import FRAMES, HEIGHT, HELD_OUT_MOTION, MOTIONS, PRETRAINED_MOTIONS, TRIGGER, WIDTH, Motion
+from mochi_lora.tiny.world import FRAMES, HEIGHT, HELD_OUT_MOTION, MOTIONS, MOVING, TRIGGER, WIDTH, Motion
 
 
 def run(folder: Path, *, style: Style, motions: Sequence[Motion], count: int, seed: int) -> None:
-    """See that `folder` holds the set and say how to use it; no `motions` are the pretrained six. Raises UserError."""
-    chosen = tuple(motion for motion in MOTIONS if motion in motions) or PRETRAINED_MOTIONS
+    """See that `folder` holds the set and say how to use it; no `motions` are all that mochi-tiny knows and that move.
+
+    Raises UserError.
+    """
+    chosen = tuple(motion for motion in MOTIONS if motion in motions) or MOVING
     wanted = DrawnSet(style, count, chosen, seed)
     with progress_bar() as bar:
         task = bar.add_task("drawing", total=count)

@@ -10,13 +10,16 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from rich.markup import escape
 
+from mochi_lora.commands.plan import print_draws
 from mochi_lora.commands.processes import LONG_WAIT_MINUTES, open_processes, out_of_memory_named
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table, progress_bar
 from mochi_lora.data.cache import Cache, EncoderIdentity, text_key
-from mochi_lora.data.encode import EncodedClip, LatentEncoder, Shapes, encode_clips, validation_sources
+from mochi_lora.data.encode import EncodedClip, LatentEncoder, encode_clips
 from mochi_lora.data.index import Index, IndexEntry, index_path, write_index
-from mochi_lora.data.sources import ClipSource, Rejection, list_sources
+from mochi_lora.data.mix import Part, list_part, parts_of, where_of
+from mochi_lora.data.sources import ClipSource, Rejection
+from mochi_lora.data.split import validation_sources, video_of
 from mochi_lora.errors import UserError
 from mochi_lora.files import remove_abandoned, write_text
 from mochi_lora.model.base import fingerprint, locate
@@ -25,6 +28,7 @@ from mochi_lora.model.text import TextEncoder, Tokenised, load_tokenizer, refuse
 from mochi_lora.model.vae import MochiVae
 from mochi_lora.spec import Bucket
 
+Kept = tuple[int, EncodedClip]  # with the number of its part
 _ABANDONED_SECONDS = 3600  # other processes may be writing into a shared cache; no entry takes them an hour
 
 
@@ -32,33 +36,36 @@ _ABANDONED_SECONDS = 3600  # other processes may be writing into a shared cache;
 def run(config: Config) -> None:
     """Encode everything the configuration names. Run again to continue; several processes share the work."""
     processes = open_processes(config.engine.device, LONG_WAIT_MINUTES)
-    sources, rejections = list_sources(config.data.clips)
+    listed = [(part, *list_part(part, config.data)) for part in parts_of(config.data)]
     cache = Cache(config.data.cache)
     if processes.is_main_process:
         remove_abandoned(cache.root, older_than_seconds=_ABANDONED_SECONDS)
-    clips, refused, vae, stats = _encode_latents(config, processes, sources, cache)
-    captions = sorted({clip.source.caption.strip() for clip in clips})
+    sources = [(part, found) for part, found, _ in listed]
+    kept, refused, vae, stats = _encode_latents(config, processes, sources, cache)
+    captions = sorted({clip.source.caption.strip() for _, clip in kept})
     tokenised, text = _encode_text(config, processes, captions, cache)
-    mute = [clip for clip in clips if tokenised[clip.source.caption.strip()].unknown_share == 1]
+    mute = [clip for _, clip in kept if tokenised[clip.source.caption.strip()].unknown_share == 1]
     refused += [
         Rejection(clip.source.name, "caption: every token is unknown to T5 (it knows English); translate it") for clip in mute
     ]
-    clips = [clip for clip in clips if clip not in mute]
+    kept = [(part, clip) for part, clip in kept if clip not in mute]
     if processes.is_main_process:
-        _report(config, clips, [*rejections, *refused], tokenised)
-        if clips:
-            path = write_index(config.data, _index(config, clips, vae, text, stats))
+        _report(config, kept, [*(item for _, _, rejected in listed for item in rejected), *refused], tokenised)
+        if kept:
+            index = _index(config, kept, vae, text, stats)
+            path = write_index(config.data, index)
+            _tell_training(config, index)
             console.print(f"index    {path}", markup=False)
             console.print("next     mochi-lora train --config <the same file>   (or accelerate launch train.py)", markup=False)
-    if not clips:
-        message = f"{config.data.clips}: no clip could be used; the table above says why for each"
+    if not kept:
+        message = f"{where_of(config.data)}: no clip could be used; the table above says why for each"
         raise UserError(message)
 
 
 def _encode_latents(
-    config: Config, processes: Accelerator, sources: Sequence[ClipSource], cache: Cache
-) -> tuple[list[EncodedClip], list[Rejection], EncoderIdentity, LatentStats]:
-    """This launch's clips in the order of `sources`; only what is missing is encoded, and only then is the VAE loaded."""
+    config: Config, processes: Accelerator, sources: Sequence[tuple[Part, list[ClipSource]]], cache: Cache
+) -> tuple[list[Kept], list[Rejection], EncoderIdentity, LatentStats]:
+    """This launch's clips, part by part in the order of `sources`; the VAE is loaded only where something is missing."""
     folder = locate(config.model.base, config.model.revision, "vae")
     precision = config.encode.vae_precision
     if precision == "auto":
@@ -69,21 +76,23 @@ def _encode_latents(
     def encoder() -> LatentEncoder:
         return MochiVae.load(folder, device=processes.device, precision=precision).encode
 
-    shapes = Shapes(tuple(Bucket.parse(text) for text in config.data.buckets), config.data.upscale)
-    mine = list(range(processes.process_index, len(sources), processes.num_processes))
-    found: list[tuple[int, EncodedClip | Rejection]] = []
+    read_ahead, pin = config.encode.read_ahead, processes.device.type == "cuda"
+    found: list[tuple[int, int, EncodedClip | Rejection]] = []
     with progress_bar() as bar:
-        task = bar.add_task("latents", total=len(mine))
-        outcomes = encode_clips([sources[index] for index in mine], shapes, cache, identity, encoder)
-        for index, outcome in zip(mine, outcomes, strict=True):
-            found.append((index, outcome))
-            bar.update(task, advance=1)
+        shares = [range(processes.process_index, len(clips), processes.num_processes) for _, clips in sources]
+        task = bar.add_task("latents", total=sum(map(len, shares)))
+        for (part, clips), mine in zip(sources, shares, strict=True):
+            chosen = [clips[place] for place in mine]
+            outcomes = encode_clips(chosen, part.shapes, cache, identity, encoder, read_ahead=read_ahead, pin=pin)
+            for place, outcome in zip(mine, outcomes, strict=True):
+                found.append((part.number, place, outcome))
+                bar.update(task, advance=1)
     encoder.cache_clear()
     _free(processes.device)
-    everyone = [outcome for _, outcome in sorted(gather_object(found), key=lambda pair: pair[0])]
-    clips = [outcome for outcome in everyone if isinstance(outcome, EncodedClip)]
-    refused = [outcome for outcome in everyone if isinstance(outcome, Rejection)]
-    return clips, refused, identity, MochiVae.stats_of(folder)
+    everyone = sorted(gather_object(found), key=lambda entry: entry[:2])
+    kept = [(part, outcome) for part, _, outcome in everyone if isinstance(outcome, EncodedClip)]
+    refused = [outcome for _, _, outcome in everyone if isinstance(outcome, Rejection)]
+    return kept, refused, identity, MochiVae.stats_of(folder)
 
 
 def _encode_text(
@@ -115,8 +124,9 @@ def _encode_text(
     return dict(zip(captions, tokenise(tokenizer, captions), strict=True)), identity
 
 
-def _index(config: Config, clips: list[EncodedClip], vae: EncoderIdentity, text: EncoderIdentity, stats: LatentStats) -> Index:
-    held_out = validation_sources((clip.source_sha256 for clip in clips), config.data.validation_fraction)
+def _index(config: Config, kept: list[Kept], vae: EncoderIdentity, text: EncoderIdentity, stats: LatentStats) -> Index:
+    videos = video_of((clip.source_sha256, clip.source.video) for _, clip in kept)
+    held_out = validation_sources(videos.values(), config.data.validation_fraction)
     entries = tuple(
         IndexEntry(
             clip=clip.source.name,
@@ -125,15 +135,27 @@ def _index(config: Config, clips: list[EncodedClip], vae: EncoderIdentity, text:
             latents=clip.key,
             text=text_key(clip.source.caption, text),
             caption=clip.source.caption.strip(),
-            split="validation" if clip.source_sha256 in held_out else "train",
+            split="validation" if videos[clip.source_sha256] in held_out else "train",
+            part=part,
         )
-        for clip in clips
+        for part, clip in kept
     )
     return Index(config.model.base, config.model.revision, vae, text, stats.mean, stats.std, stats.scale, entries)
 
 
-def _report(config: Config, clips: list[EncodedClip], rejections: list[Rejection], tokenised: dict[str, Tokenised]) -> None:
+def _tell_training(config: Config, index: Index) -> None:
+    """What of the data set an epoch of training draws, where that is not every clip once."""
+    train = index.of("train")
+    if config.data.validation_fraction and len(train) == len(index.entries) > 1:
+        console.print("all clips come from one video: none is held out for the validation loss", style="yellow")
+    if config.data.mix:
+        buckets = [Bucket.parse(entry.bucket) for entry in train]
+        print_draws(parts_of(config.data), buckets, [entry.part for entry in train])
+
+
+def _report(config: Config, kept: list[Kept], rejections: list[Rejection], tokenised: dict[str, Tokenised]) -> None:
     """The table people see, and the same with every clip as a JSONL file."""
+    clips = [clip for _, clip in kept]
     lines = [
         {
             "clip": clip.source.name,

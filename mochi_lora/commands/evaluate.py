@@ -1,7 +1,6 @@
 """`mochi-lora evaluate`: base against adapter, same prompts and seeds, to a report that says whether it worked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -9,36 +8,33 @@ from typing import TypeVar
 
 from mochi_lora import __version__
 from mochi_lora.commands.evaluation_losses import losses_of
-from mochi_lora.commands.evaluation_output import write_everything
+from mochi_lora.commands.evaluation_output import write_everything, write_sweep_grids
+from mochi_lora.commands.evaluation_scene import Scene, set_scene
 from mochi_lora.commands.processes import out_of_memory_named
-from mochi_lora.commands.run_folder import final_adapter, held_out_losses, step_adapters
+from mochi_lora.commands.run_folder import held_out_losses
 from mochi_lora.commands.videos import make_videos
 from mochi_lora.config.requests import EvaluationRequest
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, progress_bar
-from mochi_lora.errors import UserError
 from mochi_lora.evaluation.bleed import bleed
 from mochi_lora.evaluation.compare import compare
-from mochi_lora.evaluation.copies import memorisation
+from mochi_lora.evaluation.copies import copy_looks, memorisation
 from mochi_lora.evaluation.curve import CheckpointClips, curve
-from mochi_lora.evaluation.footage import Clip, Footage, clips_of
-from mochi_lora.evaluation.grid import ADAPTER, Cell, plan, strength_zero_is_base, thin, training_cells
+from mochi_lora.evaluation.footage import Footage
+from mochi_lora.evaluation.grid import ADAPTER, Cell, strength_zero_is_base
 from mochi_lora.evaluation.paired import BASE, Design
-from mochi_lora.evaluation.prompts import prompt_sets
-from mochi_lora.evaluation.results import Bleed, Curve, Evaluation, Missing, Pair, Row
+from mochi_lora.evaluation.results import BandLoss, Bleed, Curve, Evaluation, Memorisation, Missing, Pair, Row
 from mochi_lora.evaluation.scoring import Scores, looks, score
 from mochi_lora.evaluation.set_distance import set_distance
 from mochi_lora.evaluation.strengths import sweep
 from mochi_lora.evaluation.truth import drawn_truth
 from mochi_lora.evaluation.verdict import give_verdict
-from mochi_lora.evaluation.videos import from_videos
 from mochi_lora.files import only_one
 from mochi_lora.measures.backbones import DRAWN_WORLD
 from mochi_lora.measures.catalogue import MEASURES
 from mochi_lora.measures.features import FeatureCache
 from mochi_lora.model.plan import resolve_device
 
-_MOST_CLIPS = 128  # of the data set: references and training clips beyond would only take time
 _SETS = ("trigger", "plain", "unrelated")
 _T = TypeVar("_T")
 
@@ -46,70 +42,30 @@ _T = TypeVar("_T")
 @out_of_memory_named()
 def run(config: Config, request: EvaluationRequest) -> Path:
     """Make the videos that are not there yet, measure, conclude, report; returns the report's path. Raises UserError."""
-    scene = _Scene.of(config, request)
+    scene = set_scene(config, request)
     with only_one(scene.folder, "evaluating"):
-        if not request.from_videos:
-            videos = {cell.shot.video for cell in (*scene.cells, *scene.on_captions)}
-            console.print(f"videos   {len(videos)} for {scene.prompts} prompts, in {scene.folder}", markup=False)
-            make_videos(config, [cell.shot for cell in (*scene.cells, *scene.on_captions)], scene.footage_folder)
-        scores, footage = _measure(config, scene)
-        evaluation, rows = _conclude(config, request, scene, scores, footage)
+        if scene.adapter:
+            shots = [cell.shot for cell in scene.everything]
+            told = f"{len({shot.video for shot in shots})} for {scene.prompts} prompts"
+            console.print(f"videos   {told}, in {scene.folder}", markup=False)
+            make_videos(config, shots, scene.folder, assume_alpha_is_rank=request.assume_alpha_is_rank)
+        scores, copies = _measure(config, scene)
+        evaluation, rows = _conclude(config, request, scene, scores, copies)
         return write_everything(config, scene.folder, evaluation, rows)
 
 
-@dataclass(frozen=True)
-class _Scene:
-    """What is evaluated: which clips, where they lie, and what they are set against."""
-
-    folder: Path  # of the report
-    footage_folder: Path  # that the cells' paths are relative to; the same, because reports link to videos
-    cells: tuple[Cell, ...]
-    on_captions: tuple[Cell, ...]  # for memorisation only
-    adapter: Path | None
-    checkpoints: tuple[tuple[int, Path], ...]
-    training: list[Clip]
-    references: list[Clip]
-
-    @classmethod
-    def of(cls, config: Config, request: EvaluationRequest) -> "_Scene":
-        settings = config.evaluation
-        training = _data_clips(config.data.clips) if config.data.clips.exists() else []
-        references = _data_clips(settings.references) if settings.references else training
-        if request.from_videos:
-            cells = from_videos(request.from_videos, settings.trigger)
-            return cls(request.from_videos, request.from_videos, cells, (), None, (), training, references)
-        adapter = request.adapter or final_adapter(config)
-        if not adapter.is_file():
-            message = f"{adapter}: there is no such adapter; train first, or give --adapter PATH"
-            raise UserError(message)
-        folder = request.output or config.run.folder / "evaluation"
-        of_run = () if request.quick or request.adapter else tuple(thin(step_adapters(config), settings.curve_checkpoints))
-        cells = plan(prompt_sets(settings), adapter, settings, checkpoints=of_run, quick=request.quick)
-        captions = [] if request.quick else [clip.caption for clip in training]
-        on_captions = training_cells(captions, adapter, settings.trigger, settings.training_captions)
-        return cls(folder, folder, cells, on_captions, adapter, of_run, training, references)
-
-    @property
-    def prompts(self) -> int:
-        """How many different ones."""
-        return len({cell.shot.prompt for cell in (*self.cells, *self.on_captions)})
-
-
-def _data_clips(data: Path) -> list[Clip]:
-    clips, _ = clips_of(data)
-    return list(thin(clips, _MOST_CLIPS))
-
-
-def _measure(config: Config, scene: _Scene) -> tuple[Scores, Footage]:
-    clips = len({cell.shot.video for cell in scene.cells})
-    cache = FeatureCache(scene.folder / "features")
+def _measure(config: Config, scene: Scene) -> tuple[Scores, Memorisation | Missing]:
+    wanted = len({cell.shot.video for cell in scene.cells})
     with progress_bar() as bar:
-        task = bar.add_task("measuring", total=looks(config.backbones, clips, len(scene.references)))
-        footage = Footage(cache, config.evaluation.frames_per_clip, partial(bar.update, task, advance=1))
+        total = looks(config.backbones, wanted, len(scene.references)) + copy_looks(scene.everything, len(scene.training))
+        task = bar.add_task("measuring", total=total)
+        step = partial(bar.update, task, advance=1)
+        footage = Footage(FeatureCache(scene.folder / "features"), config.evaluation.frames_per_clip, step)
         device = resolve_device(config.engine.device)
-        scores = score(scene.cells, scene.footage_folder, scene.references, footage, config.backbones, device)
-        bar.update(task, completed=bar.tasks[task].total)
-    return scores, Footage(cache, config.evaluation.frames_per_clip)
+        scores = score(scene.cells, scene.folder, scene.references, footage, config.backbones, device)
+        copies = memorisation(scene.everything, scene.folder, scene.training, footage)
+        bar.update(task, completed=total)  # what could not be had was not looked at
+    return scores, copies
 
 
 def design_of(config: Config, *, quick: bool) -> Design:
@@ -126,7 +82,7 @@ def design_of(config: Config, *, quick: bool) -> Design:
 
 
 def _conclude(
-    config: Config, request: EvaluationRequest, scene: _Scene, scores: Scores, footage: Footage
+    config: Config, request: EvaluationRequest, scene: Scene, scores: Scores, searched: Memorisation | Missing
 ) -> tuple[Evaluation, tuple[Row, ...]]:
     rows, design = scores.rows(scene.cells), design_of(config, quick=request.quick)
     gaps = list(scores.missing)
@@ -137,25 +93,21 @@ def _conclude(
     if not request.quick:
         leaks, missing = bleed(rows, design)
         gaps += missing
-    strengths = _or_gap(sweep(rows, design), gaps)
+    strengths = _or_gap(sweep(rows, design), gaps) if _is_sweep(scene.cells) else None
     checkpoints = _curve(config, scene, rows, design) if scene.checkpoints else None
-    copies = _or_gap(memorisation((*scene.cells, *scene.on_captions), scene.footage_folder, scene.training, footage), gaps)
-    apart = (
-        _or_gap(set_distance(scene.cells, scores.background, scores.references, config.run.seed), gaps)
-        if scores.background
-        else None
-    )
-    losses = _or_gap(losses_of(config, scene.adapter), gaps) if scene.adapter and not request.quick else None
-    verdict = give_verdict(comparisons, leaks, copies, strengths, checkpoints, gaps, quick=request.quick)
-    truth = (
-        drawn_truth(scene.cells, scene.footage_folder)
-        if DRAWN_WORLD in (config.backbones.text, config.backbones.video_text)
-        else {}
-    )
+    if scene.adapter and not request.quick and not request.adapter and config.evaluation.curve_checkpoints and not checkpoints:
+        gaps.append(Missing("curve", f"{config.run.folder / 'adapters'} holds no checkpoint of this run"))
+    copies = _or_gap(searched, gaps)
+    background, references = scores.background, scores.references
+    apart = _or_gap(set_distance(scene.cells, background, references, config.run.seed), gaps) if background else None
+    losses = _losses(config, request, scene, gaps)
+    verdict = give_verdict(comparisons, leaks, copies, strengths, checkpoints, gaps, losses=losses, quick=request.quick)
+    drawn = DRAWN_WORLD in (config.backbones.text, config.backbones.video_text)
+    cache = FeatureCache(scene.folder / "features")
     evaluation = Evaluation(
         title=str(scene.adapter or request.from_videos),
         adapter=str(scene.adapter or request.from_videos),
-        base_model=config.model.base,
+        base_model=config.model.base if scene.adapter else "not known, the clips were made elsewhere",
         quick=request.quick,
         comparable=scores.comparable,
         backbones=scores.backbones,
@@ -166,12 +118,13 @@ def _conclude(
         bleed=leaks,
         distance=apart,
         memorisation=copies,
-        strength_zero_is_base=None if request.from_videos else strength_zero_is_base(scene.cells, scene.footage_folder),
+        strength_zero_is_base=strength_zero_is_base(scene.cells, scene.folder) if scene.adapter else None,
         sweep=strengths,
         curve=checkpoints,
-        losses=losses or (),
+        losses=losses,
         pairs=_pairs(scene.cells),
-        truth=truth,
+        grids=write_sweep_grids(scene.folder, scene.cells) if _is_sweep(scene.cells) else (),
+        truth=drawn_truth(scene.cells, scene.folder, cache) if drawn else {},
     )
     return evaluation, rows
 
@@ -184,7 +137,19 @@ def _or_gap(found: _T | Missing, gaps: list[Missing]) -> _T | None:
     return found
 
 
-def _curve(config: Config, scene: _Scene, rows: Sequence[Row], design: Design) -> Curve:
+def _is_sweep(cells: Sequence[Cell]) -> bool:
+    """Whether another strength was asked for than 0, the base's, and 1, the comparison's."""
+    return any(cell.label == ADAPTER and cell.strength not in (0, 1) for cell in cells)
+
+
+def _losses(config: Config, request: EvaluationRequest, scene: Scene, gaps: list[Missing]) -> tuple[BandLoss, ...]:
+    if scene.adapter is None or request.quick:
+        return ()
+    assumed = request.assume_alpha_is_rank
+    return _or_gap(losses_of(config, scene.adapter, assume_alpha_is_rank=assumed), gaps) or ()
+
+
+def _curve(config: Config, scene: Scene, rows: Sequence[Row], design: Design) -> Curve:
     losses = held_out_losses(config)
     points = [CheckpointClips(step, f"step {step}", str(path), losses.get(step)) for step, path in scene.checkpoints]
     return curve(rows, points, design)
@@ -206,7 +171,7 @@ def _is_main(cell: Cell) -> bool:
     return cell.label == ADAPTER and cell.strength == 1
 
 
-def _settings(config: Config, request: EvaluationRequest, scene: _Scene) -> dict[str, str]:
+def _settings(config: Config, request: EvaluationRequest, scene: Scene) -> dict[str, str]:
     """How it was made, for people and for doing it again."""
     sample = config.sample
     sets = {name: len({cell.shot.prompt for cell in scene.cells if cell.prompt_set == name}) for name in _SETS}

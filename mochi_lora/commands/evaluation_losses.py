@@ -25,7 +25,7 @@ _MOST_CLIPS = 32  # of either side
 _NAME = "evaluated"
 
 
-def losses_of(config: Config, adapter: Path) -> tuple[BandLoss, ...] | Missing:
+def losses_of(config: Config, adapter: Path, *, assume_alpha_is_rank: bool = False) -> tuple[BandLoss, ...] | Missing:
     """Losses per noise level on cached clips. Missing where the data set is not encoded."""
     if not index_path(config.data).is_file():
         return Missing("losses", "the clips are not encoded (mochi-lora encode)")
@@ -35,7 +35,7 @@ def losses_of(config: Config, adapter: Path) -> tuple[BandLoss, ...] | Missing:
     folder = locate(config.model.base, config.model.revision, "transformer")
     plan = resolve_plan(config.engine, read_config(folder)["attention_head_dim"])
     transformer = load_transformer(folder, device=torch.device(plan.device), precision=plan.precision).transformer
-    lora.put(transformer, load_adapter(adapter), _NAME)
+    lora.put(transformer, load_adapter(adapter, assume_alpha_is_rank=assume_alpha_is_rank), _NAME)
     model = VelocityModel(transformer, plan)
     with progress_bar() as bar, lora.strengths(transformer, [_NAME], [1.0]):
         task = bar.add_task("losses", total=2 * (len(held_out.entries) + len(training.entries)))

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
+from mochi_lora.evaluation.grid import ADAPTER, Cell
+from mochi_lora.evaluation.paired import BASE
 from mochi_lora.evaluation.results import Evaluation, Row
 from mochi_lora.files import digest_of, write_text
+from mochi_lora.inference.tiles import GridRow, write_grids
 from mochi_lora.model.adapter_file import read_provenance
 from mochi_lora.report.before_after import write_before_after
 from mochi_lora.report.markdown import write_markdown
@@ -17,6 +20,7 @@ from mochi_lora.report.results_file import write_results
 from mochi_lora.training.tracking import HISTORY, open_trackers
 
 ROWS, SHEET = "clips.jsonl", "before_after.png"
+_GRID_ROWS = 6
 
 
 def write_everything(config: Config, folder: Path, evaluation: Evaluation, rows: Sequence[Row]) -> Path:
@@ -36,8 +40,28 @@ def write_everything(config: Config, folder: Path, evaluation: Evaluation, rows:
         console.print(f"  next: {advice}", markup=False)
     if triggered:
         console.print(f"sheet    {folder / SHEET}", markup=False)
+    for name in evaluation.grids:
+        console.print(f"strengths {folder / name}", markup=False)
     console.print(f"report   {page}", markup=False)
     return page
+
+
+def write_sweep_grids(folder: Path, cells: Sequence[Cell]) -> tuple[str, ...]:
+    """The first trigger prompts at every strength side by side, the base as strength 0; paths relative to `folder`."""
+    videos = {(cell.shot.prompt, cell.shot.seed, cell.strength): cell.shot.video for cell in cells if _is_column(cell)}
+    strengths = sorted({strength for _, _, strength in videos})
+    places = list(dict.fromkeys((prompt, seed) for prompt, seed, _ in videos))[:_GRID_ROWS]
+    rows = [
+        GridRow(f"{prompt} (seed {seed})", tuple(folder / videos[prompt, seed, strength] for strength in strengths))
+        for prompt, seed in places
+    ]
+    paths = write_grids(folder, ["base" if not strength else f"strength {strength:g}" for strength in strengths], rows)
+    return tuple(path.name for path in paths)
+
+
+def _is_column(cell: Cell) -> bool:
+    # The adapter at strength 0 is the base: its proof is told in words, and needs no column of its own.
+    return cell.prompt_set == "trigger" and (cell.label == BASE or (cell.label == ADAPTER and cell.strength != 0))
 
 
 def _log(config: Config, folder: Path, evaluation: Evaluation, page: Path) -> None:
@@ -49,4 +73,6 @@ def _log(config: Config, folder: Path, evaluation: Evaluation, page: Path) -> No
     step = read_provenance(adapter).get("step", 0)
     with open_trackers(config.tracking, config.run.folder, config.model_dump(mode="json"), {}) as tracker:
         # The digest makes every new outcome a record of its own; the same outcome again is none.
-        tracker.log_report(step, page, values, kind=f"evaluation {digest_of(asdict(evaluation))[:8]}")
+        kind = f"evaluation {digest_of(asdict(evaluation))[:8]}"
+        films = {f"strengths side by side, {name}": folder / name for name in evaluation.grids}
+        tracker.log_report(step, page, values, kind, films)

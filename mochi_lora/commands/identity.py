@@ -15,10 +15,12 @@ def run_identity(config: Config, index: Index, base_fingerprint: str, samples_pe
     """Data, seed, base, adapter and objective, flat, by the name a person would look for."""
     adapter = config.adapter.model_dump(mode="json")
     objective = config.objective.model_dump(mode="json")
+    rates = {"data.mix (repeats, weight)": [[part.repeats, part.weight] for part in config.data.mix]} if config.data.mix else {}
     return {
         "run.seed": config.run.seed,
         BASE: base_fingerprint,
         "encoded data": index.digest(),
+        **rates,
         "samples per step (batch_size x gradient_accumulation x processes)": samples_per_step,
         **{f"adapter.{key}": value for key, value in adapter.items()},
         **{f"objective.{key}": value for key, value in objective.items()},

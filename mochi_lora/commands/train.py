@@ -22,6 +22,7 @@ from mochi_lora.config.schema import Config
 from mochi_lora.console import console
 from mochi_lora.data.cache import Cache
 from mochi_lora.data.index import Index, read_index
+from mochi_lora.data.mix import parts_of, pools_of
 from mochi_lora.data.plan import BatchPlan, Share
 from mochi_lora.data.prompts import CachedPrompts
 from mochi_lora.files import only_one, remove_abandoned, write_text
@@ -133,7 +134,8 @@ class _Sources:
 
     def batches(self, config: Config, share: Share, start: int, *, pin: bool) -> Iterator[tuple[int, list[Batch]]]:
         buckets = tuple(Bucket.parse(entry.bucket) for entry in self.train.entries)
-        plan = BatchPlan(buckets, config.run.seed, share.samples_per_step)
+        pools = pools_of(buckets, [entry.part for entry in self.train.entries], parts_of(config.data))
+        plan = BatchPlan(buckets, config.run.seed, share.samples_per_step, pools)
         micro_steps = MicroSteps(self.train, plan, share)
         return steps_from(micro_steps, share, start, config.train.steps, workers=config.data.loader_workers, pin=pin)
 

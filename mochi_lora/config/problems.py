@@ -3,7 +3,8 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -51,6 +52,14 @@ def near_settings(name: str, *, option: bool = False) -> str:
     return f"; did you mean {' or '.join(told)}?" if told else ""
 
 
+def _keys_of_entry(dotted: str) -> str:
+    """`; an entry of data.mix has ...` for a key inside a list of settings."""
+    setting, bracket, _ = dotted.partition("[")
+    section, _, name = setting.partition(".")
+    fields = [getattr(entry, "model_fields", {}) for entry in get_args(settings_of(section).get(name))]
+    return f"; an entry of {setting} has {', '.join(fields[0])}" if bracket and fields else ""
+
+
 def booleans_for_numbers(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """pydantic reads `true` as 1 where a number is expected, and `yes` is `true` in YAML: both are mistakes here."""
     for section, values in settings.items():
@@ -68,7 +77,7 @@ def describe(error: ValidationError) -> Iterator[tuple[str, str]]:
     for dotted, details in found.items():
         kind, first = details[0]["type"], details[0]
         if kind == "extra_forbidden":
-            yield dotted, f"unknown {'key' if '.' in dotted else 'section'}{near_settings(dotted)}"
+            yield dotted, f"unknown {'key' if '.' in dotted else 'section'}{_keys_of_entry(dotted) or near_settings(dotted)}"
         elif kind == "value_error":  # a rule of the schema's own, which names the value itself
             yield dotted, str(first["ctx"]["error"])
         else:
@@ -84,7 +93,7 @@ def _expected(detail: dict[str, Any]) -> str:
         case "model_type" | "dict_type":
             return "settings below it, indented"
         case "missing":
-            return "one value more"
+            return "one value more" if isinstance(detail["loc"][-1], int) else f"a value for {detail['loc'][-1]}"
     head, _, _ = detail["msg"].removeprefix("Input should be ").partition(", unable to parse")
     return str(head)
 
@@ -96,6 +105,11 @@ def _shown(value: Any) -> str:  # noqa: ANN401 - YAML is any
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:
-    """`("data", "buckets", 0)` -> `data.buckets[0]`; names of union branches below the setting are left out."""
-    names = [str(part) for part in location[:2]]
-    return ".".join(names) + "".join(f"[{part}]" for part in location[2:] if isinstance(part, int))
+    """`("data", "mix", 0, "clips")` -> `data.mix[0].clips`; names of union branches, which follow no number, are left out."""
+    told = ".".join(str(part) for part in location[:2])
+    for before, part in pairwise(location[1:]):
+        if isinstance(part, int):
+            told += f"[{part}]"
+        elif isinstance(before, int):
+            told += f".{part}"
+    return told

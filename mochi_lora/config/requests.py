@@ -84,6 +84,7 @@ class EvaluationRequest:
     adapter: Path | None = None  # instead of the run's own
     from_videos: Path | None = None  # clips made elsewhere: nothing is sampled
     output: Path | None = None
+    assume_alpha_is_rank: bool = False
     command: str = "mochi-lora evaluate"  # as it was typed, for the report
 
 

@@ -26,7 +26,7 @@ from mochi_lora.files import digest_of, write_atomic
 from mochi_lora.spec import Bucket
 
 SCHEMA = 1
-PREPROCESSING = 1  # counts changes to frame choice, resizing or cropping: each makes new keys
+PREPROCESSING = 2  # counts changes to frame choice, resizing or cropping: each makes new keys
 _KEY_DIGITS = 32
 Kind = Literal["latents", "text"]
 
@@ -46,9 +46,10 @@ class ClipRange:
     source_sha256: str
     start: float  # seconds
     end: float | None  # seconds; None is the end of the file
-    width: int  # pixels of the source as displayed
+    width: int  # pixels of the source as displayed, or of the region cut out of it
     height: int
     bucket: Bucket
+    region: tuple[int, int, int, int] | None = None  # left, top, right, bottom; None is the whole picture
 
 
 def latents_key(clip: ClipRange, vae: EncoderIdentity) -> str:
@@ -62,6 +63,8 @@ def latents_key(clip: ClipRange, vae: EncoderIdentity) -> str:
         "crop": crop_plan(clip.width, clip.height, clip.bucket),
         "vae": [vae.fingerprint, vae.precision],
     }
+    if clip.region is not None:  # else the keys of clips without one would change
+        content["region"] = list(clip.region)
     return digest_of(content)[:_KEY_DIGITS]
 
 

@@ -55,12 +55,14 @@ def choose_bucket(info: ClipInfo, source: ClipSource, buckets: Sequence[Bucket],
     """The bucket of nearest aspect ratio (by its logarithm, 3 % apart count as equal), then most frames in time, then largest.
 
     Images take a one-frame bucket: of those configured, else one frame of the configured sizes. A clip smaller than every
-    bucket left is a ClipError unless `upscale`; so is one too short for all buckets of its aspect ratio.
+    bucket left is a ClipError unless `upscale`; so is one too short for all buckets of its aspect ratio. What `source.crop`
+    keeps counts as the whole picture.
     """
     if info.is_image:
         singles = [bucket for bucket in buckets if bucket.frames == 1]
         buckets = singles or [Bucket(1, bucket.height, bucket.width) for bucket in buckets]
-    aspect = math.log(info.width / info.height)
+    width, height = shown_size(info, source)
+    aspect = math.log(width / height)
     distances = [abs(math.log(bucket.width / bucket.height) - aspect) for bucket in buckets]
     nearest = min(distances)
     group = [bucket for bucket, distance in zip(buckets, distances, strict=True) if distance - nearest < _SAME_ASPECT]
@@ -69,14 +71,30 @@ def choose_bucket(info: ClipInfo, source: ClipSource, buckets: Sequence[Bucket],
     if not long_enough:
         needed = min(bucket.frames for bucket in group)
         raise ClipError(f"{source.name}: {_too_short(info.times, info.frame_seconds, needed, fits, source.start, source.end)}")
-    covered = [bucket for bucket in long_enough if upscale or (bucket.width <= info.width and bucket.height <= info.height)]
+    covered = [bucket for bucket in long_enough if upscale or (bucket.width <= width and bucket.height <= height)]
     if not covered:
         smallest = min(long_enough, key=lambda bucket: bucket.height * bucket.width)
         raise ClipError(
-            f"{source.name}: {info.width}x{info.height} pixels are fewer than the bucket's {smallest.width}x{smallest.height} "
+            f"{source.name}: {width}x{height} pixels are fewer than the bucket's {smallest.width}x{smallest.height} "
             "(width x height); set data.upscale: true, or configure a smaller bucket"
         )
     return max(covered, key=lambda bucket: (bucket.frames, bucket.height * bucket.width, bucket))
+
+
+def shown_size(info: ClipInfo, source: ClipSource) -> tuple[int, int]:
+    """Width and height of what becomes the clip: the picture as shown, or the part of it that `source.crop` keeps.
+
+    Raises ClipError where the crop is empty or reaches out of the picture.
+    """
+    if source.crop is None:
+        return info.width, info.height
+    left, top, right, bottom = source.crop
+    if not (0 <= left < right <= info.width and 0 <= top < bottom <= info.height):
+        raise ClipError(
+            f"{source.name}: crop {list(source.crop)} does not lie inside the picture of {info.width}x{info.height} pixels "
+            "as shown; it is [left, top, right, bottom], the last two exclusive; mend or clear it in the table"
+        )
+    return right - left, bottom - top
 
 
 def crop_plan(width: int, height: int, bucket: Bucket) -> CropPlan:

@@ -14,7 +14,7 @@ from mochi_lora.data.media import MEDIA_SUFFIXES
 from mochi_lora.errors import UserError
 from mochi_lora.files import write_atomic
 
-_TABLE_COLUMNS = ("file_name", "text", "start", "end")
+_TABLE_COLUMNS = ("file_name", "text", "start", "end", "crop", "source")
 
 
 def rows_of_saved_dataset(folder: Path) -> tuple[list[tuple[str, Mapping[str, Any]]], list[tuple[str, str]]]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from mochi_lora.config.schema import DataConfig
 from mochi_lora.data.cache import SCHEMA, Cache, EncoderIdentity, text_key
+from mochi_lora.data.mix import where_of
 from mochi_lora.data.samples import CachedSample
 from mochi_lora.errors import DamagedFileError, UserError
 from mochi_lora.files import digest_of, write_json
@@ -27,6 +28,7 @@ class IndexEntry:
     text: str
     caption: str
     split: Split
+    part: int = 0  # entry of data.mix that it came with
 
 
 @dataclass(frozen=True)
@@ -47,22 +49,28 @@ class Index:
         return [entry for entry in self.entries if entry.split == split]
 
     def digest(self) -> str:
-        """Identity of the data: any clip, caption, encoder or split that changes, changes it; where files lie does not."""
-        entries = [[entry.latents, entry.text, entry.bucket, entry.split] for entry in self.entries]
+        """Identity of the data: any clip, caption, encoder, split or part that differs changes it; where files lie does not."""
+        entries = [
+            [entry.latents, entry.text, entry.bucket, entry.split, *([entry.part] if entry.part else [])]  # as before parts
+            for entry in self.entries
+        ]
         stats = [self.latents_mean, self.latents_std, self.latents_scale]
         return digest_of([asdict(self.vae), asdict(self.text), stats, entries])[:_NAME_DIGITS]
 
 
 def index_path(data: DataConfig) -> Path:
-    """One file per data set, so that several can share a cache."""
-    content = [str(data.clips.resolve()), data.buckets, data.upscale, data.validation_fraction]
+    """One file per data set, so that several can share a cache. Repeats and weights are training's: they make no other."""
+    content: list[Any] = [str(data.clips.resolve()), data.buckets, data.upscale, data.validation_fraction]
+    if data.mix:
+        content.append([[str(part.clips.resolve()), part.buckets, part.upscale, part.trigger] for part in data.mix])
     return data.cache / "index" / f"{digest_of(content)[:_NAME_DIGITS]}.json"
 
 
 def write_index(data: DataConfig, index: Index) -> Path:
     """Write the index atomically; returns its path."""
     path = index_path(data)
-    write_json(path, {"schema": SCHEMA, "clips": str(data.clips), **_to_json(index)})
+    clips = [str(part.clips) for part in data.mix] or str(data.clips)
+    write_json(path, {"schema": SCHEMA, "clips": clips, **_to_json(index)})
     return path
 
 
@@ -71,7 +79,7 @@ def read_index(data: DataConfig) -> Index:
     path = index_path(data)
     if not path.exists():
         message = (
-            f"{data.cache}: no index for data.clips={data.clips} with buckets {', '.join(data.buckets)}; "
+            f"{data.cache}: no index for {where_of(data)} with buckets {', '.join(data.buckets)}; "
             "run `mochi-lora encode` with this configuration first"
         )
         raise UserError(message)

@@ -1,35 +1,41 @@
-"""What a media file holds: size as shown, rotation, time stamp of every frame. Refuses by name what would be read wrongly.
+"""What a media file holds: size as shown, how it is to be shown, time stamp of every frame. Refuses what cannot be right.
 
 PyAV looks at every clip first. Containers in which decord is exact go to decord; decord returns other frames than asked
-for, without an error, from MPEG streams (measured: 12 to 36 frames off, decord2 3.4.0), so those stay with PyAV.
+for, without an error, from MPEG streams (measured: 12 to 36 frames off, decord2 3.4.0), so those stay with PyAV. So does
+what decord knows nothing of: HDR and wide gamut, interlaced lines, pixels that are not square (`data.shown`).
 """
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.sidedata.sidedata import SideData
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image, ImageOps
 
+from mochi_lora.data.colour_tags import light_of
 from mochi_lora.data.media import IMAGE_SUFFIXES
+from mochi_lora.data.tone_map import Light
 from mochi_lora.data.truncation import missing_bytes
 from mochi_lora.errors import ClipError
 
 _DECORD_FORMATS = ("mov,mp4", "matroska,webm", "avi", "gif")  # demuxer names: a .mp4 that is an MPEG stream inside is found out
 # AVI has no presentation times, only the decoding order: what its packets claim is wrong for B-frames.
+_IDR = 5  # NAL unit type of a picture that decoding may begin at
 _TIMES_IN_PACKETS = ("mov,mp4", "matroska,webm", "gif")
-_HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ITU-T H.273, table 3
+_MOST_STRETCHED = 4  # no camera or disc goes beyond 2.2; beyond this a tag is damaged
 _SQUARE_PIXEL_TOLERANCE = 0.01  # scalers tag 426x240 out of 1280x720 as 640:639; nobody sees that
+_CODECS_THAT_FLAG = ("h264", "mpeg2video", "mpeg1video", "vc1")  # each picture says whether it is interlaced
 _FRAMES_LOOKED_AT = 4  # a field-coded stream may begin with one progressive picture
 _WIDE_IMAGE_MODES = ("I", "F")  # 16-bit, 32-bit and float; Pillow clips them to white when it converts to RGB
 
@@ -47,6 +53,10 @@ class ClipInfo:
     is_image: bool
     backend: Literal["decord", "pyav", "image"]
     origin: float = 0.0  # the first frame's time stamp in the container, in seconds
+    light: Light | None = None  # how code values are to be read where they are not plain SDR
+    interlaced: bool = False
+    stored: tuple[int, int] | None = None  # width and height as coded, before any rotation, if pixels are not square
+    seekable: bool = False  # whether a jump to a time stamp can be trusted to land before it
 
     @property
     def duration(self) -> float:
@@ -110,41 +120,62 @@ def _probe_image(path: Path) -> ClipInfo:
     return ClipInfo(path, width, height, 0, (0.0,), 0.0, is_image=True, backend="image")
 
 
+class _Timeline(NamedTuple):
+    origin: float
+    times: tuple[float, ...]
+    interlaced: bool = False  # whether any frame looked at is
+    false_starts: bool = False  # whether some key frames are not such that decoding may begin there
+
+
 def _probe_video(path: Path) -> ClipInfo:
     with open_video(path) as (container, stream):
         frames = list(islice(container.decode(stream), _FRAMES_LOOKED_AT))
         if not frames:
             raise ClipError(f"{path}: no frame of it can be decoded; convert it again")
-        _refuse_unsupported(path, stream, frames)
+        light = light_of(path, stream, frames[0])
         rotation = _rotation(path, frames[0])
+        stored = frames[0].width, frames[0].height
+        shown = _square(path, stream, *stored)
+        interlaced = any(frame.interlaced_frame for frame in frames)
+        if not interlaced and stream.codec_context.field_order > 1 and stream.codec_context.name not in _CODECS_THAT_FLAG:
+            raise ClipError(
+                f"{path}: its container says interlaced, its pictures do not say how; deinterlace it first "
+                "(ffmpeg -vf setfield=tff,bwdif, or setfield=bff)"
+            )
         container_format = container.format.name
-        width, height = frames[0].width, frames[0].height
         rate = stream.average_rate
     in_packets = container_format.startswith(_TIMES_IN_PACKETS)
-    origin, times = _times_from_packets(path) if in_packets else _times_from_frames(path)
-    intervals = [later - earlier for earlier, later in pairwise(times)]
+    # The two fields of an interlaced frame may be two packets.
+    timeline = _times_from_packets(path) if in_packets and not interlaced else _times_from_frames(path)
+    interlaced |= timeline.interlaced
+    intervals = [later - earlier for earlier, later in pairwise(timeline.times)]
+    plain = light is None and shown == stored and not interlaced and not timeline.false_starts
     return ClipInfo(
         path=path,
-        width=height if rotation in (90, 270) else width,
-        height=width if rotation in (90, 270) else height,
+        width=shown[1] if rotation in (90, 270) else shown[0],
+        height=shown[0] if rotation in (90, 270) else shown[1],
         rotation=rotation,
-        times=times,
+        times=timeline.times,
         frame_seconds=statistics.median(intervals) if intervals else float(1 / (rate or 30)),
         is_image=False,
-        backend="decord" if container_format.startswith(_DECORD_FORMATS) else "pyav",
-        origin=origin,
+        backend="decord" if plain and container_format.startswith(_DECORD_FORMATS) else "pyav",
+        origin=timeline.origin,
+        light=light,
+        interlaced=interlaced,
+        stored=None if shown == stored else stored,
+        seekable=in_packets,
     )
 
 
-def _refuse_unsupported(path: Path, stream: VideoStream, frames: list[VideoFrame]) -> None:
-    transfer = _HDR_TRANSFERS.get(int(stream.codec_context.color_trc)) or _HDR_TRANSFERS.get(int(frames[0].color_trc))
-    if transfer:
-        raise ClipError(f"{path}: HDR video ({transfer} transfer); tone-map it to SDR (BT.709) first")
-    if any(frame.interlaced_frame for frame in frames):
-        raise ClipError(f"{path}: interlaced video; deinterlace it first (for instance ffmpeg -vf bwdif)")
-    aspect = stream.sample_aspect_ratio  # None or 0 when unset
-    if aspect and abs(float(aspect) - 1) > _SQUARE_PIXEL_TOLERANCE:
-        raise ClipError(f"{path}: pixels are not square (sample aspect ratio {aspect}); scale it to square pixels, setsar=1")
+def _square(path: Path, stream: VideoStream, width: int, height: int) -> tuple[int, int]:
+    """Width and height in square pixels; the side that grows is scaled, as mpv does, so that nothing is lost."""
+    aspect = float(stream.sample_aspect_ratio or 1)  # None or 0 when unset
+    if abs(aspect - 1) <= _SQUARE_PIXEL_TOLERANCE:
+        return width, height
+    if not 1 / _MOST_STRETCHED <= aspect <= _MOST_STRETCHED:
+        ratio = stream.sample_aspect_ratio
+        raise ClipError(f"{path}: pixels of {ratio} width to height, a damaged tag; convert it again with the right setsar")
+    return (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
 
 
 def _rotation(path: Path, frame: VideoFrame) -> int:
@@ -159,7 +190,7 @@ def _rotation(path: Path, frame: VideoFrame) -> int:
     return rotation
 
 
-def _times_from_packets(path: Path) -> tuple[float, tuple[float, ...]]:
+def _times_from_packets(path: Path) -> _Timeline:
     """Without decoding. Packets that an edit list hides are left out: no decoder of FFmpeg's shows them."""
     with open_video(path) as (container, stream):
         packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
@@ -168,12 +199,14 @@ def _times_from_packets(path: Path) -> tuple[float, tuple[float, ...]]:
         stamps = sorted(packet.pts for packet in packets if packet.pts is not None)
         if not stamps or len(stamps) != len(packets) or len(set(stamps)) != len(stamps):
             return _times_from_frames(path)
-        return _relative(stamps, float(stream.time_base or 0))
+        false_starts = stream.codec_context.name == "h264" and _has_false_starts(packets, stream.codec_context.extradata)
+        return _relative(stamps, float(stream.time_base or 0))._replace(false_starts=false_starts)
 
 
-def _times_from_frames(path: Path) -> tuple[float, tuple[float, ...]]:
+def _times_from_frames(path: Path) -> _Timeline:
     """By decoding everything, forward: exact for MPEG streams, whose packets are not all stamped."""
     stamps: list[int] = []
+    interlaced = False
     with open_video(path) as (container, stream):
         for frame in container.decode(stream):
             if frame.is_corrupt and not stamps:  # recordings begin between key frames
@@ -183,10 +216,35 @@ def _times_from_frames(path: Path) -> tuple[float, tuple[float, ...]]:
             if frame.pts is None or (stamps and frame.pts <= stamps[-1]):
                 raise ClipError(f"{path}: its time stamps are missing or out of order; convert it (ffmpeg -i IN OUT.mp4)")
             stamps.append(frame.pts)
+            interlaced |= frame.interlaced_frame
         if not stamps:
             raise ClipError(f"{path}: no undamaged frame can be decoded; convert it again")
-        return _relative(stamps, float(stream.time_base or 0))
+        # Without packets to look into, H.264 (in AVI) is not trusted to begin where it says.
+        false_starts = stream.codec_context.name == "h264"
+        timeline = _relative(stamps, float(stream.time_base or 0))
+        return timeline._replace(interlaced=interlaced, false_starts=false_starts)
 
 
-def _relative(stamps: list[int], tick: float) -> tuple[float, tuple[float, ...]]:
-    return stamps[0] * tick, tuple((stamp - stamps[0]) * tick for stamp in stamps)
+def _has_false_starts(packets: Sequence[Packet], header: bytes | None) -> bool:
+    """Whether a key frame of this H.264 stream is no IDR picture (ITU-T H.264, NAL unit type 5).
+
+    x264 marks scene cuts that come shortly after a key frame as key frames as well. decord2 3.4.0 seeks to them and hands out
+    earlier pictures with right time stamps. Units are told apart by their lengths, as mp4 and Matroska store them; a stream
+    stored otherwise counts as one with false starts.
+    """
+    if not header or header[0] != 1:
+        return True
+    size = (header[4] & 3) + 1
+    return any(packet.is_keyframe and _IDR not in _unit_types(bytes(packet), size) for packet in packets)
+
+
+def _unit_types(data: bytes, size: int) -> Iterator[int]:
+    """Types of the NAL units in one packet; each is preceded by its length in `size` bytes."""
+    at = 0
+    while at + size < len(data):
+        yield data[at + size] & 31
+        at += size + int.from_bytes(data[at : at + size], "big")
+
+
+def _relative(stamps: list[int], tick: float) -> _Timeline:
+    return _Timeline(stamps[0] * tick, tuple((stamp - stamps[0]) * tick for stamp in stamps))

@@ -7,15 +7,18 @@ What is wrong with one clip becomes a `Rejection`; what is wrong with the whole 
 import csv
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mochi_lora.data.media import IMAGE_SUFFIXES, MEDIA_SUFFIXES
-from mochi_lora.errors import UserError
+from mochi_lora.errors import ClipError, UserError
 
 _TABLE_COLUMNS = ("file_name", "text")
+_SEPARATORS = re.compile(r"[\s,]+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _ACCEPTED = "a folder of clips with same-stem .txt captions, a .csv or .jsonl table, or a Hugging Face datasets folder"
 
 
@@ -28,6 +31,7 @@ class ClipSource:
     start: float = 0.0
     end: float | None = None
     crop: tuple[int, int, int, int] | None = None  # left, top, right, bottom (exclusive) in pixels as shown; None is all
+    video: str | None = None  # path or SHA-256 of the video that the file itself was cut from, where a table says so
 
     @property
     def name(self) -> str:
@@ -41,6 +45,11 @@ class Rejection:
 
     name: str
     reason: str
+
+    @classmethod
+    def of(cls, source: ClipSource, error: ClipError) -> "Rejection":
+        """Reports have a column for the name: it is not repeated in the reason."""
+        return cls(source.name, str(error).removeprefix(f"{source.name}: ").removeprefix(f"{source.path}: "))
 
 
 class _UnusableError(ValueError):
@@ -60,7 +69,9 @@ def list_sources(clips: Path) -> Found:
     sources, rejections = _list_folder(clips) if clips.is_dir() else _list_table(clips)
     if not sources and not rejections:
         raise UserError(f"data.clips: no clips in {clips}; expected {_ACCEPTED} (media: {' '.join(sorted(MEDIA_SUFFIXES))})")
-    sources.sort(key=lambda source: (source.path.as_posix(), source.start, source.end or 0.0, source.caption))
+    sources.sort(
+        key=lambda source: (source.path.as_posix(), source.start, source.end or 0.0, source.caption, source.crop or ())
+    )
     rejections.sort(key=lambda rejection: (rejection.name, rejection.reason))
     return sources, rejections
 
@@ -157,7 +168,7 @@ def _require_columns(table: Path, found: Iterable[str]) -> None:
     if missing:
         raise UserError(
             f"data.clips: {table} has no column {' and '.join(missing)}; found: {', '.join(sorted(columns)) or 'none'}. "
-            "Expected file_name and text (and, if wanted, start and end in seconds)."
+            "Expected file_name and text (and, if wanted, start and end in seconds, crop in pixels, source)."
         )
 
 
@@ -187,7 +198,7 @@ def _from_row(row: Mapping[str, Any], folder: Path) -> ClipSource:
         raise _UnusableError(f"start {start}, end {end}: expected 0 <= start < end, in seconds")
     if (start or end) and path.suffix.lower() in IMAGE_SUFFIXES:
         raise _UnusableError("an image has no start and end: leave them empty")
-    return ClipSource(path, text.strip(), start or 0.0, end)
+    return ClipSource(path, text.strip(), start or 0.0, end, _crop(row), _video(row))
 
 
 def _seconds(row: Mapping[str, Any], column: str) -> float | None:
@@ -202,3 +213,39 @@ def _seconds(row: Mapping[str, Any], column: str) -> float | None:
     if not math.isfinite(value):
         raise _UnusableError(f"{column} {cell!r}: write seconds as a number, or leave it empty")
     return value
+
+
+def _crop(row: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
+    """The column crop: `[left, top, right, bottom]`, as a list or as text, with or without brackets and commas."""
+    cell = row.get("crop")
+    if cell is None or cell in ("", []):
+        return None
+    parts = _SEPARATORS.split(cell.strip(" []")) if isinstance(cell, str) else cell
+    try:
+        left, top, right, bottom = (_whole(part) for part in parts)
+    except (TypeError, ValueError):
+        left = top = right = bottom = -1
+    if not (0 <= left < right and 0 <= top < bottom):
+        raise _UnusableError(f"crop {cell!r}: expected [left, top, right, bottom] in pixels, right and bottom exclusive")
+    return left, top, right, bottom
+
+
+def _whole(part: Any) -> int:  # noqa: ANN401 - a table cell
+    """An integer, also as text or as a float (tables of numbers know no other). Raises ValueError."""
+    if isinstance(part, bool) or not float(part).is_integer():
+        raise ValueError(part)
+    return int(float(part))
+
+
+def _video(row: Mapping[str, Any]) -> str | None:
+    """The column source, if it names a video file or is a SHA-256. Any other (`pexels`) tells no two videos apart."""
+    cell = row.get("source")
+    if not isinstance(cell, str):
+        return None
+    name = cell.strip()
+    return name if Path(name).suffix.lower() in MEDIA_SUFFIXES or is_sha256(name) else None
+
+
+def is_sha256(text: str) -> bool:
+    """Whether `text` is a SHA-256 in hexadecimal, as the column source may hold."""
+    return _SHA256.fullmatch(text) is not None

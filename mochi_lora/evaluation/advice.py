@@ -7,6 +7,7 @@ from mochi_lora.evaluation.results import Curve, Sweep
 
 Finding = Literal[
     "memorises",
+    "overfit",
     "frozen",
     "alignment worse",
     "quality worse",
@@ -25,6 +26,10 @@ _ADVICE: dict[Finding, tuple[str, ...]] = {
     "memorises": (
         "Train on more, and more varied, clips (data.clips): a handful is learnt by heart.",
         "Lower train.steps, and adapter.rank with it; the held-out loss shows where learning turned into memorising.",
+    ),
+    "overfit": (
+        "Keep an earlier checkpoint: adapters/best.safetensors of the run has the lowest held-out loss.",
+        "Lower train.steps, or train on more clips (data.clips).",
     ),
     "not measured": ("Mend what kept a measure from being computed, and evaluate again: the videos are kept.",),
     "frozen": (

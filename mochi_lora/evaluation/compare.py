@@ -127,6 +127,8 @@ def _adjusted(comparisons: Sequence[Comparison], design: Design) -> list[Compari
 
 
 def _concluded(one: Comparison, design: Design) -> Comparison:
+    if MEASURES[one.measure].better == "neither":
+        return replace(one, conclusion="context")
     if not _is_tested(one.measure, design):
         return one
     p_value = one.p_adjusted if one.primary else one.p_value

@@ -20,6 +20,7 @@ _PICTURE_HEIGHT = 160
 # More of its clips than of the base's, as a share of all. Of a healthy adapter's clips of the same words a few percent
 # pass the threshold by chance; one that replays flags nearly all on its own captions.
 _BEYOND_BASE = 0.25
+_BEYOND_CHANCE = 3  # videos: of a handful, one or two pass by chance
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def memorisation(cells: Sequence[Cell], folder: Path, training: Sequence[Clip], 
     shares = {label: _share(found, threshold) for label, found in sides.items()}
     ranked = sorted(sides[ADAPTER], key=lambda found: -found.nearest.similarity)
     beyond = shares[ADAPTER] - shares[BASE]
+    enough = beyond * len(ranked) > min(_BEYOND_CHANCE, len(ranked)) - 0.5  # half a video: shares are rounded
     return Memorisation(
         flagged_share=shares[ADAPTER],
         base_flagged_share=shares[BASE],
@@ -59,8 +61,14 @@ def memorisation(cells: Sequence[Cell], folder: Path, training: Sequence[Clip], 
         calibration=_calibration(len(training), len(sides[BASE])),
         nearest=tuple(_neighbour(at, found, training, threshold, folder, footage) for at, found in enumerate(ranked)),
         motion_similarity=_motion_similarity(ranked, training, footage),
-        conclusion="memorises" if beyond >= _BEYOND_BASE else "does not memorise",
+        conclusion="memorises" if beyond >= _BEYOND_BASE and enough else "does not memorise",
     )
+
+
+def copy_looks(cells: Sequence[Cell], training: int) -> int:
+    """How often a clip is looked at in all: what a progress bar counts."""
+    chosen = _chosen(cells) if training else []
+    return training + len(chosen) + 2 * sum(cell.label == ADAPTER for cell in chosen) if chosen else 0
 
 
 def _chosen(cells: Sequence[Cell]) -> list[Cell]:
@@ -81,8 +89,8 @@ def _share(found: Sequence[_Found], threshold: float) -> float:
 
 def _calibration(training: int, base: int) -> str:
     return (
-        f"half-way between how alike different clips are (the {training} training clips among themselves, and the base's "
-        f"{base} videos against them) and how alike two halves of one clip are"
+        f"Half-way between how alike different clips are (the {training} training clips among themselves, and the base's "
+        f"{base} videos against them) and how alike two halves of one clip are."
     )
 
 
@@ -120,7 +128,8 @@ def _neighbour(at: int, found: _Found, training: Sequence[Clip], threshold: floa
 
 def _frame(clip: Clip, look: int, footage: Footage) -> Image.Image:
     """Frame `look` of those that were looked at."""
-    frame = Image.fromarray(clip.frames()[clip.chosen(footage.frames_per_clip)[look]])
+    (pixels,) = clip.frames([footage.layout_frames(clip)[look]])
+    frame = Image.fromarray(pixels)
     return frame.resize((max(1, round(_PICTURE_HEIGHT * frame.width / frame.height)), _PICTURE_HEIGHT))
 
 

@@ -83,6 +83,15 @@ def training_cells(captions: Sequence[str], adapter: Path, trigger: str, at_most
     return tuple(cells + [_cell(prompt, 0, ADAPTER, main, main) for prompt in prompts])
 
 
+def quick_part(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Of clips made elsewhere what a quick evaluation looks at: 8 trigger prompts, the first seed of each."""
+    seeds: dict[str, int] = {}
+    for cell in cells:
+        if cell.prompt_set == "trigger" and (cell.shot.prompt in seeds or len(seeds) < QUICK_PROMPTS):
+            seeds[cell.shot.prompt] = min(cell.shot.seed, seeds.get(cell.shot.prompt, cell.shot.seed))
+    return tuple(cell for cell in cells if cell.prompt_set == "trigger" and seeds.get(cell.shot.prompt) == cell.shot.seed)
+
+
 def thin(items: Sequence[_T], at_most: int) -> tuple[_T, ...]:
     """At most `at_most` of `items`, evenly spaced; the last is always among them, the first where there is room for two."""
     if at_most >= len(items):

@@ -63,6 +63,8 @@ def from_tables(base: Sides, adapter: Sides, seed: int, resamples: int = RESAMPL
             adapter_held_out=interval(adapter.held_out, band),
             base_training=interval(base.training, band),
             adapter_training=interval(adapter.training, band),
+            change_held_out=interval(adapter.held_out - base.held_out, band),
+            change_training=interval(adapter.training - base.training, band),
         )
         for band, sigma in enumerate(band_sigmas(base.held_out.shape[1]))
     )

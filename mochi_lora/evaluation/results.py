@@ -10,7 +10,7 @@ from typing import Literal
 # trigger: held-out content with the trigger word; plain: the same content without it; unrelated: other content, no trigger;
 # training: captions of training clips, where a copy is likeliest to show (only for memorisation, never compared).
 PromptSet = Literal["trigger", "plain", "unrelated", "training"]
-Conclusion = Literal["better", "worse", "no worse", "unclear", "indicative"]
+Conclusion = Literal["better", "worse", "no worse", "unclear", "indicative", "context"]  # context: neither good nor bad
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,8 @@ class BandLoss:
     adapter_held_out: Interval
     base_training: Interval
     adapter_training: Interval
+    change_held_out: Interval | None = None  # adapter - base, clip by clip: far narrower than between the two above
+    change_training: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -200,4 +202,5 @@ class Evaluation:
     curve: Curve | None = None
     losses: tuple[BandLoss, ...] = ()
     pairs: tuple[Pair, ...] = ()
+    grids: tuple[str, ...] = ()  # videos of the strengths side by side, relative to the evaluation's folder
     truth: dict[str, tuple[float, float]] = field(default_factory=dict)  # drawn world only: what -> (base, adapter), exact

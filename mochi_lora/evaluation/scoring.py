@@ -171,6 +171,12 @@ def _alignment(scores: Scores, cells: Sequence[Cell], footage: Footage, backbone
             for video, row in zip(scores.clips, found, strict=True):
                 if len(row) > 1:
                     scores.values[video]["align.retrieval"] = retrieval(row[None], [0]).recall
+    if not any("align.retrieval" in values for values in scores.values.values()):
+        gaps = [gap.because for gap in scores.missing if gap.what in ("align.clip", "align.video")]
+        unset = "backbones.text and backbones.video_text are null: set one of them"
+        alone = "there is one prompt only, and a rank needs others"
+        reason = gaps[0] if gaps else unset if backbones.text is backbones.video_text is None else alone
+        scores.missing.append(Missing("align.retrieval", reason))
     if backbones.judge is not None:
         judge = _had(scores, "judge", ("align.judge",), partial(load_vision_language_judge, backbones.judge, device))
         if judge is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mochi_lora.evaluation.advice import Finding, advise
 from mochi_lora.evaluation.paired import PrimaryAxis, oriented_interval
-from mochi_lora.evaluation.results import Bleed, Comparison, Curve, Memorisation, Missing, Sweep, Verdict
+from mochi_lora.evaluation.results import BandLoss, Bleed, Comparison, Curve, Memorisation, Missing, Sweep, Verdict
 from mochi_lora.measures.catalogue import MEASURES
 
 FROZEN_BELOW = 0.5  # of the base's motion amount
@@ -39,6 +39,7 @@ def give_verdict(
     curve: Curve | None,
     missing: Sequence[Missing],
     *,
+    losses: Sequence[BandLoss] = (),
     quick: bool,
 ) -> Verdict:
     """The verdict rests on the three primaries on trigger prompts; everything else warns or advises.
@@ -50,6 +51,8 @@ def give_verdict(
     carrying = [one for one in on_trigger.values() if one.primary]
     primaries = {axis: one for axis in _AXES for one in carrying if MEASURES[one.measure].axis == axis}
     findings = _findings(primaries, on_trigger, bleed, memorisation, quick=quick)
+    if _is_overfit(losses):
+        findings |= {"overfit"}
     evidence = _Evidence(primaries, on_trigger, findings, memorisation, bleed, missing)
     headline, worked = _headline(evidence, quick=quick)
     return Verdict(headline, worked, tuple(_reasons(evidence)), advise(findings, sweep, curve))
@@ -81,6 +84,14 @@ def _findings(
         "trigger idle": "plain" in leaking,
     }
     return frozenset(finding for finding, does_hold in holds.items() if does_hold)
+
+
+def _is_overfit(losses: Sequence[BandLoss]) -> bool:
+    """On clips it never saw the error rose beyond chance at half of the noise levels or more, while on its own it fell."""
+    changes = [(one.change_held_out, one.change_training) for one in losses]
+    known = [(held_out, training) for held_out, training in changes if held_out is not None and training is not None]
+    risen = [held_out for held_out, _ in known if held_out.low > 0]
+    return bool(risen) and 2 * len(risen) >= len(known) and sum(training.value for _, training in known) < 0
 
 
 def _has_fallen(one: Comparison | None, share: float) -> bool:
@@ -173,8 +184,11 @@ def _reasons(evidence: _Evidence) -> list[str]:
         reasons.append(f"No sign that it replays its training clips: {share:.0%} of its videos are suspiciously near to one.")
     for one in evidence.bleed:
         where = "the same prompts without the trigger" if one.prompt_set == "plain" else "unrelated prompts without the trigger"
-        span = f"95 % interval {one.ratio.low:.0%} to {one.ratio.high:.0%}"
-        reasons.append(f"On {where}, {one.ratio.value:.0%} of the style's change shows up as well ({span}).")
+        value, low, high = (round(part, 2) + 0.0 for part in (one.ratio.value, one.ratio.low, one.ratio.high))  # no -0 %
+        span = f"95 % interval {low:.0%} to {high:.0%}"
+        reasons.append(f"On {where}, {value:.0%} of the style's change shows up as well ({span}).")
+    if "overfit" in evidence.findings:
+        reasons.append("Overfitted: it predicts clips it never saw worse than the base model, and its training clips better.")
     if "uniform" in evidence.findings:
         share = others["diversity"].adapter / others["diversity"].base
         reasons.append(f"Different seeds give more alike videos: diversity is {share:.0%} of the base model's.")

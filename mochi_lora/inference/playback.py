@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from mochi_lora.data.probe import ClipInfo, open_video, probe, read_image, unreadable_named
+from mochi_lora.data.shown import as_shown, progressive
 from mochi_lora.errors import ClipError
 
 
@@ -30,18 +32,18 @@ def read_video(path: Path) -> Film:
 
 
 def decode(info: ClipInfo) -> Iterator[np.ndarray]:
-    """Frames uint8 [H, W, 3] of a probed video, upright, as many as the probe counted. Raises ClipError.
+    """Frames uint8 [H, W, 3] of a probed video, as shown, as many as the probe counted. Raises ClipError.
 
     One thread decodes: a grid has dozens of videos open, and a decoder of its own wish takes every core for each.
     """
     count = 0
+    convert = VideoReformatter()
     with unreadable_named(info.path), open_video(info.path) as (container, stream):
         stream.codec_context.thread_count = 1
-        for frame in container.decode(stream):
-            turned = np.rot90(frame.to_ndarray(format="rgb24"), info.rotation // 90)
-            if frame.is_corrupt or count == len(info.times) or turned.shape[:2] != (info.height, info.width):
+        for frame in progressive(info, stream, container.decode(stream)):
+            if frame.is_corrupt or count == len(info.times):
                 break
-            yield turned
+            yield as_shown(info, frame, convert)
             count += 1
     if count != len(info.times):
         raise ClipError(f"{info.path}: frame {count} of {len(info.times)} cannot be decoded; copy or make the file again")

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mochi_lora.errors import UserError
 from mochi_lora.measures.encoders import check_frames, unit_rows
@@ -99,10 +101,29 @@ def load_lite_network(device: str | torch.device) -> LiteNetwork:
 
     model = EfficientNet.from_name("efficientnet-lite0")
     model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    model.eval()
+    _fold(model)
     place = torch.device(device)
     # Channels last: a third less time on a CPU, whose depthwise convolutions like it.
-    model = model.eval().requires_grad_(requires_grad=False).to(place, memory_format=torch.channels_last)
+    model = model.requires_grad_(requires_grad=False).to(place, memory_format=torch.channels_last)
     return LiteNetwork(model, place)
+
+
+def _fold(model: Any) -> None:  # noqa: ANN401 - the package is untyped
+    """Normalisation and padding become part of the convolutions: a third of the time on a CPU, the same to 1e-5."""
+    places = [(model, "_conv_stem", "_bn0"), (model, "_conv_head", "_bn1")]
+    steps = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
+    places += [(block, *step) for block in model._blocks for step in steps if hasattr(block, step[0])]
+    for owner, convolution, norm in places:
+        folded = fuse_conv_bn_eval(getattr(owner, convolution), getattr(owner, norm))
+        padding: tuple[int, ...] = getattr(folded.static_padding, "padding", ())
+        if len(set(padding)) == 1:  # the same on all sides: strided ones pad right and below only
+            folded.padding, folded.static_padding = (padding[0], padding[0]), nn.Identity()
+        setattr(owner, convolution, folded)
+        setattr(owner, norm, nn.Identity())
+    for module in model.modules():
+        if isinstance(module, nn.ReLU6):
+            module.inplace = True
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,19 @@ class FeatureCache:
     folder: Path
 
     def embeddings(
-        self, encoder: ImageEncoder, video: Path, indices: Sequence[int], load: Callable[[], np.ndarray]
+        self,
+        encoder: ImageEncoder,
+        video: Path,
+        indices: Sequence[int],
+        load: Callable[[], np.ndarray],
+        region: Sequence[int] | None = None,
     ) -> np.ndarray:
-        """float32 [len(indices), D] of the frames `indices` of `video`; `load()` gives them, uint8 [N, H, W, 3], if needed."""
-        key = {"kind": "embeddings", "encoder": encoder.name, "frames": [int(index) for index in indices]}
+        """float32 [len(indices), D] of the frames `indices` of `video`; `load()` gives them, uint8 [N, H, W, 3], if needed.
+
+        `region` says which part of the picture `load()` cuts out; None is all of it.
+        """
+        key: dict[str, object] = {"kind": "embeddings", "encoder": encoder.name, "frames": [int(index) for index in indices]}
+        key |= {"region": list(region)} if region else {}
         return self._remembered(video, key, len(indices), lambda: encoder.embed(load()))
 
     def alignment(

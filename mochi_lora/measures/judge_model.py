@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 from mochi_lora.errors import UserError
 from mochi_lora.measures.encoders import check_frames, choose_frames
+from mochi_lora.measures.picture_processor import load_picture_processor
 from mochi_lora.measures.pretrained import Pretrained, load_model
 
 _FRAMES = 8
@@ -62,15 +63,7 @@ class JudgeModel:
 
 def load_judge(found: Pretrained, device: str | torch.device) -> JudgeModel:
     """A chat model that takes several pictures. UserError where it is none, or its processor needs what is not installed."""
-    try:
-        processor = AutoProcessor.from_pretrained(found.folder, local_files_only=True, trust_remote_code=False, backend="pil")
-    except ImportError as error:
-        message = f"{found.label} ({found.purpose}): its processor needs a package that is not installed: {str(error).strip()}"
-        raise UserError(message) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{found.label} ({found.purpose}): its processor cannot be loaded: {error}") from error
-    if not getattr(processor, "chat_template", None):
-        raise UserError(f"{found.label} ({found.purpose}): it has no chat template; choose an instruction-tuned model")
+    processor = load_picture_processor(found)
     yes, no = _first_tokens(processor.tokenizer, _YES), _first_tokens(processor.tokenizer, _NO)
     if not yes or not no or set(yes) & set(no):
         raise UserError(f"{found.label} ({found.purpose}): its tokenizer cannot tell yes from no by the first token")

@@ -26,6 +26,11 @@ class Rows:
             return {self.names[0]: torch.cat([second, first], dim=0)}
         return dict(zip(self.names, tensor.chunk(len(self.names), dim=0), strict=True))
 
+    def join(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        """The way back: diffusers' rows, in the order of `names`, as Genmo's."""
+        joined = torch.cat(parts, dim=0) if len(parts) > 1 else parts[0]
+        return torch.cat(joined.chunk(2, dim=0)[::-1], dim=0) if self.swap_halves else joined
+
 
 _OUTSIDE = {
     "x_embedder.proj": Rows(("patch_embed.proj",)),
@@ -70,6 +75,18 @@ def rows_of(module: str, depth: int) -> Rows:
     # The last block only scales its text stream: another class, another name.
     rows = Rows(("norm1_context.linear_1" if last else "norm1_context.linear",)) if inside == "mod_y" else _INSIDE[inside]
     return Rows(tuple(f"transformer_blocks.{index}.{name}" for name in rows.names), rows.swap_halves)
+
+
+def module_of(name: str) -> str:
+    """Genmo's module that holds the diffusers module `name` (`transformer_blocks.3.attn1.to_k`). KeyError if there is none."""
+    match = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", name)
+    table, wanted, prefix = (_OUTSIDE, name, "") if match is None else (_INSIDE, match[2], f"blocks.{match[1]}.")
+    if match and wanted in ("norm1_context.linear", "norm1_context.linear_1"):
+        return f"{prefix}mod_y"
+    for module, rows in table.items():
+        if wanted in rows.names:
+            return f"{prefix}{module}"
+    raise KeyError(name)
 
 
 def depth_of(keys: list[str]) -> int:

@@ -49,13 +49,13 @@ def load_transformer(source: Path, *, device: torch.device, precision: Precision
 
     Raises UserError for a missing or unknown tensor, naming it (a LoRA file given as a base ends here too).
     """
-    files = [source] if source.is_file() else _weight_files(source)
+    files = [source] if source.is_file() else weight_files(source)
     shapes = {name: shape for path in files for name, shape in _shapes(path)}
     genmo = keymap.is_genmo(list(shapes))
     if source.is_dir():
         config = read_config(source)
     elif genmo:
-        config = _genmo_config(source, shapes)
+        config = genmo_config(source, shapes)
     else:
         message = f"{source}: not a transformer in Genmo's format; expected tensors like blocks.0.attn.qkv_x.weight"
         raise UserError(message)
@@ -99,7 +99,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(message) from error
 
 
-def _genmo_config(source: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+def genmo_config(source: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Arguments of the transformer whose tensors have these `shapes` under Genmo's names. Raises UserError."""
     try:
         return keymap.config_of(shapes)
     except KeyError as error:
@@ -107,7 +108,7 @@ def _genmo_config(source: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str,
         raise UserError(message) from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The float32 shards where they exist, else those of the bf16 variant."""
     for stem in (f"{_WEIGHTS}.safetensors", f"{_WEIGHTS}.bf16.safetensors"):
         index = folder / f"{stem}.index.json"
@@ -127,7 +128,8 @@ def _shards(index: Path) -> list[str]:
         raise DamagedFileError(message) from error
 
 
-def _open(path: Path) -> Any:  # noqa: ANN401 - safe_open has no public type
+def open_weights(path: Path) -> Any:  # noqa: ANN401 - safe_open has no public type
+    """One weights file, tensors to be asked for by name. Raises UserError where it is missing or damaged."""
     try:
         return safe_open(path, framework="pt")
     except FileNotFoundError as error:
@@ -139,7 +141,7 @@ def _open(path: Path) -> Any:  # noqa: ANN401 - safe_open has no public type
 
 
 def _shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    with _open(path) as weights:
+    with open_weights(path) as weights:
         for name in weights.keys():  # noqa: SIM118 - not a dict
             yield name, tuple(weights.get_slice(name).get_shape())
 
@@ -147,7 +149,7 @@ def _shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
 def _tensors(files: list[Path], genmo_depth: int | None) -> Iterator[tuple[str, torch.Tensor]]:
     """(diffusers name, tensor) one by one; Genmo's names are translated when a depth is given."""
     for path in files:
-        with _open(path) as weights:
+        with open_weights(path) as weights:
             for name in weights.keys():  # noqa: SIM118 - not a dict
                 tensor = weights.get_tensor(name)
                 if genmo_depth is None:

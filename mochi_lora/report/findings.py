@@ -3,9 +3,10 @@
 import math
 from collections.abc import Sequence
 
-from mochi_lora.evaluation.results import BandLoss, Bleed, Curve, Interval, Memorisation, Sweep
-from mochi_lora.report.wording import number, percent
+from mochi_lora.evaluation.results import BandLoss, Bleed, Curve, Interval, Memorisation, SetDistance, Sweep
+from mochi_lora.report.wording import number, p_value, percent
 
+_CHANCE = 0.05
 _TOGETHER = 0.8  # rank correlation from which "more strength, more style" is a fair title
 
 
@@ -58,3 +59,19 @@ def bleed_finding(bleed: Bleed) -> str:
         "unrelated": "on other content",
     }[bleed.prompt_set]
     return f"{percent(bleed.ratio.value)} of the style comes unasked {where}"
+
+
+def distance_finding(found: SetDistance) -> str:
+    """How far both sides, each as one set of clips, are from the references."""
+    nearer = "nearer than the base’s" if found.adapter < found.base else "no nearer than the base’s"
+    alike = " and not told apart from them" if found.adapter_p > _CHANCE else ""
+    values = f"distance {number(found.adapter)} with the adapter, {number(found.base)} without, 0 is none"
+    chance = f"that there is none: {p_value(found.adapter_p)} with, {p_value(found.base_p)} without"
+    return f"Against all references, the adapter’s clips together are {nearer}{alike} ({values}; {chance})"
+
+
+def strength_zero_finding(*, is_base: bool) -> str:
+    """Whether the adapter at strength 0 is the base."""
+    if is_base:
+        return "At strength 0 the adapter makes the base model’s video, bit for bit: nothing but the adapter differs"
+    return "At strength 0 the adapter does not make the base model’s video: more than the adapter differs, trust nothing here"

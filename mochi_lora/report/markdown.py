@@ -11,6 +11,7 @@ from mochi_lora.measures.catalogue import MEASURES
 from mochi_lora.report import findings
 from mochi_lora.report.wording import (
     SET_TITLES,
+    UNADJUSTED,
     conclusion,
     decimals,
     direction,
@@ -97,7 +98,10 @@ def _questions(it: Evaluation) -> list[str]:
             reasons = "; ".join(f"{label(gap.what)}, because {plain(gap.because.rstrip('.'))}" for gap in gaps)
             rows.append([question, "", "", "", f"Not measured{': ' + reasons if reasons else ''}."])
     header = ("Question", "Base", "Adapter", "Difference (95 % interval)", "Conclusion")
-    return ["## Three questions", *_table(header, rows)]
+    more = [f"{findings.distance_finding(it.distance)}."] if it.distance else []
+    if it.strength_zero_is_base is not None:
+        more.append(f"{findings.strength_zero_finding(is_base=it.strength_zero_is_base)}.")
+    return ["## Three questions", *_table(header, rows), *(line for text in more for line in ("", plain(text)))]
 
 
 def _leaks(it: Evaluation) -> list[str]:
@@ -124,7 +128,8 @@ def _strengths(it: Evaluation) -> list[str]:
         return []
     names = [name for name in MEASURES if any(name in point.values for point in it.sweep.points)]
     rows = [[f"{point.strength:g}", *(number(point.values.get(name)) for name in names)] for point in it.sweep.points]
-    return [f"## {findings.sweep_finding(it.sweep)}", *_table(("Strength", *map(label, names)), rows)]
+    grids = ["", "Side by side: " + ", ".join(f"[{plain(name)}]({quote(name)})" for name in it.grids)] if it.grids else []
+    return [f"## {findings.sweep_finding(it.sweep)}", *_table(("Strength", *map(label, names)), rows), *grids]
 
 
 def _checkpoints(it: Evaluation) -> list[str]:
@@ -180,7 +185,8 @@ def _measures(it: Evaluation) -> list[str]:
         [SET_TITLES[row.prompt_set], f"{label(row.measure)} ({direction(row.measure)})", *_row(row)] for row in it.comparisons
     ]
     header = ("Prompts", "Measure", "Base", "Adapter", "Difference (95 % interval)", "Conclusion")
-    return ["## All measures", *_table(header, rows)] if rows else []
+    note = ["", UNADJUSTED] if any(row.p_value is not None for row in it.comparisons) else []
+    return ["## All measures", *_table(header, rows), *note] if rows else []
 
 
 def _videos(it: Evaluation) -> list[str]:

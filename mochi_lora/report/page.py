@@ -42,6 +42,7 @@ def write_page(folder: Path, evaluation: Evaluation, *, most_pairs: int = MOST_P
             sections=_by_set(shown),
             embedded=sum(bool(pair.base.video) for pair in shown),
             others=_others(evaluation),
+            tested=any(row.p_value is not None for row in evaluation.comparisons),
             neighbours=_neighbours(folder, evaluation),
             sweep=sweep_panels(evaluation, evaluation.sweep) if evaluation.sweep and evaluation.sweep.points else [],
             curve=curve_panels(evaluation, evaluation.curve) if evaluation.curve and evaluation.curve.points else [],
@@ -64,6 +65,7 @@ def _environment() -> Environment:
             "SET_TITLES": wording.SET_TITLES,
             "SET_MEANINGS": wording.SET_MEANINGS,
             "bar": _bar,
+            "UNADJUSTED": wording.UNADJUSTED,
             "findings": findings,
             "wording": wording,
         }

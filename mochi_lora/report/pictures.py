@@ -93,6 +93,8 @@ def there(folder: Path, name: str) -> Path:
 
 def _fits(path: Path, info: ClipInfo) -> bool:
     """Whether the file can go in as it is: small, and of the one kind that every browser plays."""
+    if info.light or info.interlaced or info.stored:  # shown otherwise than stored
+        return False
     if info.width > WIDEST or info.rotation or path.suffix != ".mp4" or path.stat().st_size > _AS_IT_IS:
         return False
     with av.open(str(path)) as container:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise
 from typing import Literal
@@ -39,6 +39,7 @@ class Axes:
     y: str
     x_ticks: tuple[float, ...] = ()
     marks: tuple[tuple[float, str], ...] = ()
+    y_ticks: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,21 @@ def line_chart(description: str, lines: Sequence[Line], axes: Axes, *, y_range: 
     for index, line in enumerate(lines):
         shift = (index - (len(lines) - 1) / 2) * _DODGE if line.intervals else 0.0
         parts += _series(line, x, y, shift)
+    return _svg("chart", _WIDTH, _HEIGHT, description, parts)
+
+
+def histogram(description: str, edges: Sequence[float], counts: Sequence[int], axes: Axes) -> str:
+    """Columns of `counts` between `edges` (one more, ascending) as an <svg> whose text alternative is `description`."""
+    assert len(edges) == len(counts) + 1, "an edge on both sides of every column"
+    ends = [*edges, *(x for x, _ in axes.marks)]
+    x = _scale(min(ends), max(ends), _LEFT + 4, _WIDTH - _RIGHT)
+    y = _Scale(0, max(4, *counts) * 1.06, _HEIGHT - _BOTTOM, _TOP + 4)
+    whole = tuple(tick for tick in nice_ticks(y.low, y.high) if tick == round(tick))
+    parts = _frame(replace(axes, y_ticks=whole, x_ticks=tuple(nice_ticks(x.low, x.high))), x, y, [])
+    for (left, right), count in zip(pairwise(edges), counts, strict=True):
+        if count:
+            column = {"x": x(left) + 0.5, "y": y(count), "width": max(1.0, x(right) - x(left) - 1), "height": y(0) - y(count)}
+            parts.append(_tag("rect", "column", **column))
     return _svg("chart", _WIDTH, _HEIGHT, description, parts)
 
 
@@ -135,7 +151,7 @@ def _scale(low: float, high: float, start: float, end: float) -> _Scale:
 def _frame(axes: Axes, x: _Scale, y: _Scale, xs: Sequence[float]) -> list[str]:
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     parts = [_text(axes.y, "axis", 0, 13, "start"), _text(axes.x, "axis", (_LEFT + right) / 2, _HEIGHT - 6, "middle")]
-    ticks = nice_ticks(y.low, y.high)
+    ticks = axes.y_ticks or tuple(nice_ticks(y.low, y.high))
     places = _places(ticks)
     for tick in ticks:
         parts.append(_tag("line", "grid", x1=_LEFT, x2=right, y1=y(tick), y2=y(tick)))

@@ -29,6 +29,7 @@ _CONCLUSIONS: dict[Conclusion, tuple[str, str]] = {
     "worse": ("Worse", "by more than chance explains"),
     "unclear": ("Unclear", "these prompts cannot tell it from chance"),
     "indicative": ("Not tested", "read it as a hint"),
+    "context": ("Context", "shown to be read beside the others, never judged"),
 }
 _TONES: dict[Conclusion, str] = {"better": "good", "no worse": "good", "worse": "bad"}
 _UNITS = {"quality.motion_amount": "% of the short side per 1/8 s"}
@@ -42,6 +43,10 @@ _PARTS = {
     "comparisons": "All comparisons",
     "truth": "Drawn-world check",
 }
+UNADJUSTED = (
+    "Only the three questions’ P are corrected for several tests. Every other P stands for itself: of twenty such tests, one "
+    "falls below 0.05 by chance alone."
+)
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -100,8 +105,6 @@ def direction(name: str) -> str:
 
 def conclusion(comparison: Comparison) -> tuple[str, str, str]:
     """(word, what it means, tone: good, bad or neutral)."""
-    if MEASURES[comparison.measure].better == "neither":
-        return "Context", "shown to be read beside the others, never judged", "neutral"
     word, meaning = _CONCLUSIONS[comparison.conclusion]
     return word, meaning, _TONES.get(comparison.conclusion, "neutral")
 

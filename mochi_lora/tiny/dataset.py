@@ -10,7 +10,7 @@ from mochi_lora.inference.video import write_mp4
 from mochi_lora.streams import Purpose, stream
 from mochi_lora.tiny.render import render
 from mochi_lora.tiny.scenery import Style
-from mochi_lora.tiny.world import PRETRAINED_MOTIONS, Motion, caption, chalk_caption, draw_scene
+from mochi_lora.tiny.world import MOVING, Motion, caption, chalk_caption, draw_scene
 
 MARKER = "drawn.json"
 _VERSION = 1  # of the pictures: a folder drawn by another version is not taken for this one
@@ -22,7 +22,7 @@ class DrawnSet:
 
     style: Style
     count: int
-    motions: tuple[Motion, ...] = PRETRAINED_MOTIONS
+    motions: tuple[Motion, ...] = MOVING
     seed: int = 0
 
 

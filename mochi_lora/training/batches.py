@@ -21,7 +21,7 @@ from mochi_lora.model.transformer import TextBatch
 from mochi_lora.spec import PATCH
 from mochi_lora.streams import Purpose, normal, stream
 from mochi_lora.training.noise_levels import draw_sigma
-from mochi_lora.training.stopping import obey_parent_alone
+from mochi_lora.training.stopping import obey_parent_alone, told_apart
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ def steps_from(
     loader = DataLoader(
         micro_steps, batch_size=None, sampler=numbers, num_workers=workers, pin_memory=pin, worker_init_fn=obey_parent_alone
     )
-    batches = iter(loader)
+    with told_apart():
+        batches = iter(loader)
     for step in range(start, stop):
         yield step, [_raised(next(batches)) for _ in range(share.accumulation)]
 

@@ -64,6 +64,20 @@ class StopFlag:
             os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
 
 
+@contextmanager
+def told_apart() -> Iterator[None]:
+    """Start loader processes within: SIGTERM is blocked in all of their threads, so that only `obey_parent_alone` takes it.
+
+    Telemetry libraries start a thread in every forked process, before the loader gets a word in; SIGTERM would choose that
+    thread and end the process. What arrives here meanwhile is delivered at the end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def obey_parent_alone(_worker: int) -> None:
     """For loader processes: Ctrl-C, launchers and schedulers signal the whole group, and a loader that dies takes the run
     with it before it is saved. Only the training process may end one.
@@ -72,6 +86,8 @@ def obey_parent_alone(_worker: int) -> None:
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_leave_when_told, args=(os.getppid(),), daemon=True).start()
+    else:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # as `told_apart` left it, nobody could end us
 
 
 def _leave_when_told(parent: int) -> None:

@@ -102,9 +102,10 @@ class Trackers:
         """Record an adapter file: an artifact of type `model` in wandb, a path in metrics.jsonl, nothing elsewhere."""
         self._record(step, "adapter", {"adapter": self._relative(path)})
 
-    def log_report(self, step: int, page: Path, values: Mapping[str, float], kind: str) -> None:
-        """Record a finished HTML page with its numbers: shown in wandb, a path in metrics.jsonl, numbers alone elsewhere."""
-        self._record(step, kind, {"report": self._relative(page), **values})
+    def log_report(self, step: int, page: Path, values: Mapping[str, float], kind: str, videos: Mapping[str, Path]) -> None:
+        """Record a finished HTML page with its numbers and videos: shown in wandb, paths in metrics.jsonl."""
+        films = {"videos": {caption: self._relative(path) for caption, path in videos.items()}} if videos else {}
+        self._record(step, kind, {"report": self._relative(page), **films, **values})
 
     def finish(self) -> None:
         """Close metrics.jsonl and every tracker, waiting until they have written what they were given."""

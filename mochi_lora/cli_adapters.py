@@ -1,0 +1,156 @@
+"""The words `convert` and `lora` of the command line. As in `cli`, heavy rooms wait for the command that needs them."""
+
+import argparse
+from pathlib import Path
+
+from mochi_lora.config.problems import ConfigError
+from mochi_lora.config.requests import AdapterChoice
+
+# As in the rooms that own them, which would bring torch into `--help`.
+FORMATS = ("diffusers", "genmo", "comfyui")
+BASE_FORMATS = ("diffusers", "genmo")
+
+
+def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `convert lora|base` and `lora merge|resize|extract|inspect`."""
+    convert = commands.add_parser("convert", help="adapters and bases from and to other makers' formats", allow_abbrev=False)
+    kinds = convert.add_subparsers(title="what", required=True, metavar="WHAT")
+    _add_convert_lora(kinds.add_parser("lora", help="an adapter: diffusers, Genmo, ComfyUI", allow_abbrev=False))
+    _add_convert_base(kinds.add_parser("base", help="transformer or VAE: Genmo, diffusers", allow_abbrev=False))
+    lora = commands.add_parser("lora", help="merge, resize, extract or inspect adapter files", allow_abbrev=False)
+    verbs = lora.add_subparsers(title="what", required=True, metavar="WHAT")
+    _add_merge(verbs.add_parser("merge", help="several adapters, weighted, as one; or into the base", allow_abbrev=False))
+    resize = verbs.add_parser("resize", help="a lower rank, by singular values", allow_abbrev=False)
+    _add_paths(resize, adapter="adapter file of any layout", output="file to write, in the same layout")
+    resize.add_argument("--rank", type=_rank, required=True, metavar="R", help="highest rank of a linear")
+    _add_assume_alpha(resize)
+    resize.set_defaults(run=_resize)
+    extract = verbs.add_parser("extract", help="an adapter out of a fine-tuned base", allow_abbrev=False)
+    _add_paths(
+        extract,
+        base="transformer folder, model folder, or Genmo's dit.safetensors",
+        tuned="the same, fine-tuned",
+        output="adapter file to write, in diffusers' layout",
+    )
+    extract.add_argument("--rank", type=_rank, required=True, metavar="R", help="rank of every linear")
+    extract.set_defaults(run=_extract)
+    inspect = verbs.add_parser("inspect", help="rank, alpha, targets, norms, training settings", allow_abbrev=False)
+    _add_paths(inspect, adapter="adapter file of any layout")
+    _add_assume_alpha(inspect)
+    inspect.set_defaults(run=_inspect)
+
+
+def _add_convert_lora(parser: argparse.ArgumentParser) -> None:
+    _add_paths(parser, adapter="adapter file; its layout is recognised", output="file to write")
+    parser.add_argument("--to", required=True, choices=FORMATS, help="layout to write")
+    parser.add_argument(
+        "--rank",
+        type=_rank,
+        metavar="R",
+        help="at most this rank per linear of that layout, by singular values; default: exact",
+    )
+    _add_assume_alpha(parser)
+    parser.set_defaults(run=_convert_lora)
+
+
+def _add_convert_base(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        type=Path,
+        metavar="IN",
+        help="dit.safetensors; or encoder.safetensors and decoder.safetensors; or, to genmo, a transformer or vae folder",
+    )
+    parser.add_argument("output", type=Path, metavar="OUT", help="folder to write; to genmo also a .safetensors file")
+    parser.add_argument("--to", choices=BASE_FORMATS, default="diffusers", help="layout to write (default diffusers)")
+    parser.set_defaults(run=_convert_base)
+
+
+def _add_merge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "adapters", nargs="+", metavar="PATH[:WEIGHT]", help="adapter files of any layout; weight 1 unless said"
+    )
+    parser.add_argument("output", type=Path, metavar="OUT", help="file to write; with --into-base a transformer folder")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--rank", type=_rank, metavar="R", help="at most this rank, by singular values; default: all ranks, exact")
+    how.add_argument("--into-base", type=Path, metavar="FOLDER", help="transformer or model folder to add the sum to")
+    parser.add_argument("--float32", action="store_true", help="with --into-base: store the changed linears in float32")
+    _add_assume_alpha(parser)
+    parser.set_defaults(run=_merge)
+
+
+def _add_paths(parser: argparse.ArgumentParser, **helps: str) -> None:
+    for name, told in helps.items():
+        parser.add_argument(name, type=Path, metavar=name.upper(), help=told)
+
+
+def _add_assume_alpha(parser: argparse.ArgumentParser) -> None:
+    told = "what alpha is for adapter files that do not say; they are refused otherwise"
+    parser.add_argument("--assume-alpha", choices=("rank",), help=told)
+
+
+def _rank(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return number
+
+
+def _convert_lora(arguments: argparse.Namespace) -> None:
+    _refuse_settings(arguments, "convert")
+    from mochi_lora.commands import convert
+
+    assumed = arguments.assume_alpha == "rank"
+    convert.run_lora(arguments.adapter, arguments.output, to=arguments.to, rank=arguments.rank, assume_alpha_is_rank=assumed)
+
+
+def _convert_base(arguments: argparse.Namespace) -> None:
+    _refuse_settings(arguments, "convert")
+    from mochi_lora.commands import convert
+
+    convert.run_base(arguments.sources, arguments.output, to=arguments.to)
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    _refuse_settings(arguments, "lora")
+    if arguments.float32 and arguments.into_base is None:
+        raise ConfigError("--float32 is about the base's linears; give --into-base FOLDER as well, or leave it out")
+    choices = [AdapterChoice.parse(text) for text in arguments.adapters]
+    from mochi_lora.commands import lora
+
+    lora.run_merge(
+        choices,
+        arguments.output,
+        rank=arguments.rank,
+        base=arguments.into_base,
+        float32=arguments.float32,
+        assume_alpha_is_rank=arguments.assume_alpha == "rank",
+    )
+
+
+def _resize(arguments: argparse.Namespace) -> None:
+    _refuse_settings(arguments, "lora")
+    from mochi_lora.commands import lora
+
+    assumed = arguments.assume_alpha == "rank"
+    lora.run_resize(arguments.adapter, arguments.output, rank=arguments.rank, assume_alpha_is_rank=assumed)
+
+
+def _extract(arguments: argparse.Namespace) -> None:
+    _refuse_settings(arguments, "lora")
+    from mochi_lora.commands import lora
+
+    lora.run_extract(arguments.base, arguments.tuned, arguments.output, rank=arguments.rank)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    _refuse_settings(arguments, "lora")
+    from mochi_lora.commands import lora_inspect
+
+    lora_inspect.run(arguments.adapter, assume_alpha_is_rank=arguments.assume_alpha == "rank")
+
+
+def _refuse_settings(arguments: argparse.Namespace, command: str) -> None:
+    if arguments.overrides:
+        raise ConfigError(f"{command} takes no settings, got {' '.join(arguments.overrides)}")

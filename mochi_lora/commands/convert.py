@@ -1,0 +1,57 @@
+"""`mochi-lora convert`: adapters between three layouts, the base model between two; each checked by reading it again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from mochi_lora.console import console, progress_bar
+from mochi_lora.errors import UserError
+from mochi_lora.interop.adapter_formats import Format
+from mochi_lora.interop.base_formats import to_diffusers, to_genmo
+from mochi_lora.interop.conversion import convert
+from mochi_lora.interop.factors import Difference
+
+
+def run_lora(source: Path, target: Path, *, to: Format, rank: int | None, assume_alpha_is_rank: bool) -> None:
+    """Rewrite an adapter file in another layout and say how near it is. Raises UserError for what cannot be held."""
+    require_free(target)
+    done = convert(source, target, to, rank=rank, assume_alpha_is_rank=assume_alpha_is_rank)
+    low, high = done.ranks
+    ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
+    console.print(f"{done.source} -> {done.to}: {done.layers} linears, {ranks}: {target}", markup=False)
+    print_error(done.error, exact=rank is None)
+
+
+def run_base(sources: Sequence[Path], target: Path, *, to: Literal["diffusers", "genmo"]) -> None:
+    """Convert Genmo's files to a diffusers folder, or back. Raises UserError for anything that is not whole."""
+    if to == "genmo" and len(sources) > 1:
+        raise UserError(f"--to genmo takes one folder at a time, transformer or vae; got {', '.join(map(str, sources))}")
+    with progress_bar() as bar:
+        task = bar.add_task("tensors written and read again", total=None)
+
+        def tick() -> None:
+            bar.advance(task)
+
+        done = to_diffusers(sources, target, tick) if to == "diffusers" else to_genmo(sources[0], target, tick)
+    for path in done.paths:
+        console.print(f"{done.component}: {path}", markup=False)
+    console.print(f"checked: {done.tensors} tensors read back bit for bit")
+    if to == "diffusers":
+        console.print(f"next: put it beside the other components as MODEL/{done.component}, and point model.base at MODEL")
+
+
+def print_error(error: Difference, *, exact: bool) -> None:
+    """The difference as measured on the file, in one line."""
+    layer, worst = error.worst
+    count = len(error.by_layer)
+    if exact:
+        told = f"checked: delta W of all {count} linears read back equal; the largest relative difference is {worst:.1e}"
+    else:
+        told = f"checked: delta W of {count} linears is {error.total:.2%} off in all, at most {worst:.2%} ({layer})"
+    console.print(told, markup=False)
+
+
+def require_free(target: Path) -> None:
+    """Raises UserError where something is already called `target`."""
+    if target.exists():
+        raise UserError(f"{target}: exists; give a new file name, or delete it")

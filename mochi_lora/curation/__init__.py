@@ -1,0 +1,1 @@
+"""Raw footage to clips worth training on: splitting, filtering, captioning."""

@@ -1,0 +1,111 @@
+"""Raw footage: which files there are, and the survey of each, made once and kept."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from mochi_lora.config.schema import SplitConfig
+from mochi_lora.curation.survey import Survey, load_survey, save_survey, survey_key, survey_source
+from mochi_lora.data.media import VIDEO_SUFFIXES
+from mochi_lora.data.probe import ClipInfo, probe
+from mochi_lora.errors import ClipError, UserError
+
+_KNOWN = " ".join(sorted(VIDEO_SUFFIXES))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Whom to tell: `found(frames)` when a source is going to be surveyed, `done(frames)` as it goes."""
+
+    found: Callable[[int], None]
+    done: Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A source that cannot be used, and why with what to change."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """A source's survey, and whether an earlier run had made it."""
+
+    survey: Survey
+    was_there: bool
+
+
+def list_footage(footage: Path, folder: Path) -> list[Path]:
+    """Video files of `footage`, by path. Hidden ones and what lies in `folder` (our own) are left out.
+
+    Raises UserError where there are none.
+    """
+    if not footage.exists():
+        message = f"prepare.footage: {footage} does not exist; expected a video or a folder of videos"
+        raise UserError(message)
+    if footage.is_file():
+        found = [footage] if footage.suffix.lower() in VIDEO_SUFFIXES else []
+    else:
+        inside = [path for path in footage.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
+        visible = [path for path in inside if not any(part.startswith(".") for part in path.relative_to(footage).parts)]
+        found = sorted(path for path in visible if not path.resolve().is_relative_to(folder.resolve()))
+    if not found:
+        message = f"prepare.footage: no video in {footage}; expected files named {_KNOWN}"
+        raise UserError(message)
+    return found
+
+
+def survey_footage(
+    paths: Sequence[Path], folder: Path, settings: SplitConfig, workers: int, progress: Progress
+) -> list[Surveyed | Refused]:
+    """The survey of each path, in their order; kept under `folder`/survey, so that a second run makes only what is missing.
+
+    Threads suffice: decoding, scaling and all that OpenCV does let go of the interpreter. A thread dies with its process;
+    a pool of processes would outlive a kill.
+    """
+    stop = threading.Event()
+
+    def look_up(path: Path) -> Surveyed | ClipInfo | Refused:
+        return _kept_or_probed(path, folder, settings)
+
+    def survey(job: tuple[Path, Surveyed | ClipInfo | Refused]) -> Surveyed | Refused:
+        path, found = job
+        if not isinstance(found, ClipInfo):
+            return found
+        try:
+            made = survey_source(found, settings, progress.done, stop)
+            save_survey(_file(path, folder, settings), made)
+        except ClipError as error:
+            return Refused(_without_name(str(error), path))
+        return Surveyed(made, was_there=False)
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        looked_up = list(pool.map(look_up, paths))
+        progress.found(sum(len(found.times) for found in looked_up if isinstance(found, ClipInfo)))
+        return list(pool.map(survey, zip(paths, looked_up, strict=True)))
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def _kept_or_probed(path: Path, folder: Path, settings: SplitConfig) -> Surveyed | ClipInfo | Refused:
+    try:
+        if path.stat().st_size and (kept := load_survey(_file(path, folder, settings))) is not None:
+            return Surveyed(kept, was_there=True)
+        return probe(path)
+    except ClipError as error:
+        return Refused(_without_name(str(error), path))
+    except OSError as error:
+        return Refused(f"cannot be read ({error.strerror})")
+
+
+def _file(path: Path, folder: Path, settings: SplitConfig) -> Path:
+    return folder / "survey" / f"{survey_key(path, settings)}.safetensors"
+
+
+def _without_name(message: str, path: Path) -> str:
+    return message.removeprefix(f"{path}: ")

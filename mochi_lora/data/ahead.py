@@ -1,0 +1,35 @@
+"""Work begun before its result is asked for, in order and in bounded number: clips are read while the VAE encodes."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def begun_ahead(
+    work: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Generator[Callable[[], Result], None, None]:
+    """For each of `items`, in order, a call that waits for `work(item)` and gives its result or raises its error.
+
+    `ahead` threads work on the items that follow; with 0 the work is done in the call. Besides what the caller still
+    holds, at most `ahead` + 1 results exist. Closing the iterator drops what has not begun and waits for what has.
+    """
+    if ahead == 0:
+        for item in items:
+            yield partial(work, item)
+        return
+    threads = ThreadPoolExecutor(ahead, thread_name_prefix="reader")
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(threads.submit(work, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result
+        while waiting:
+            yield waiting.popleft().result
+    finally:
+        threads.shutdown(wait=True, cancel_futures=True)

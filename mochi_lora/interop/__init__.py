@@ -1,0 +1,1 @@
+"""Adapters and bases in other makers' formats, and arithmetic on adapters: merge, change of rank, extraction."""

@@ -1,0 +1,36 @@
+"""A clip's frames side by side in one small picture: those that training will see, cropped as it will see them."""
+
+import io
+from base64 import b64encode
+
+from PIL import Image, ImageOps
+
+from mochi_lora.data.clip_plan import ClipPlan
+from mochi_lora.data.decode import read_stills
+from mochi_lora.data.geometry import nearest_frames
+from mochi_lora.data.probe import ClipInfo
+
+FRAMES = 5
+_HEIGHT = 96  # pixels of a strip
+_GAP = 2
+_QUALITY = 70
+
+
+def strip(plan: ClipPlan, info: ClipInfo) -> str:
+    """A JPEG data URI of up to five frames, evenly spaced over what is used of the clip, first and last among them.
+
+    Some 10 to 25 kB. Raises ClipError where a frame cannot be decoded.
+    """
+    source, bucket = plan.source, plan.bucket
+    chosen = nearest_frames(info.times, info.frame_seconds, bucket.frames, source.start, source.end)
+    last = len(chosen) - 1
+    wanted = sorted({chosen[round(place * last / (FRAMES - 1))] for place in range(FRAMES)})
+    width = max(1, round(_HEIGHT * bucket.width / bucket.height))
+    stills = read_stills(source, info, wanted, 4 * max(width, _HEIGHT))
+    joined = Image.new("RGB", (len(stills) * (width + _GAP) - _GAP, _HEIGHT), "grey")
+    for place, still in enumerate(stills):
+        picture = ImageOps.fit(Image.fromarray(still), (width, _HEIGHT), Image.Resampling.LANCZOS)  # cut at the centre
+        joined.paste(picture, (place * (width + _GAP), 0))
+    target = io.BytesIO()
+    joined.save(target, "JPEG", quality=_QUALITY)
+    return f"data:image/jpeg;base64,{b64encode(target.getvalue()).decode('ascii')}"

@@ -1,0 +1,91 @@
+"""The same footage twice is found, the better one stays; different footage and pieces of one shot are left alone."""
+
+import random
+from dataclasses import replace
+
+import cv2
+import numpy as np
+from scenes import scene, write
+
+from mochi_lora.config.schema import FilterConfig, SplitConfig
+from mochi_lora.curation.clip_measures import ClipMeasures
+from mochi_lora.curation.duplicates import Twin, find_twins
+from mochi_lora.curation.filters import filter_clips
+from mochi_lora.curation.manifest import Clip
+from mochi_lora.curation.split import split_source
+from mochi_lora.curation.survey import survey_source
+from mochi_lora.data.probe import probe
+
+CHANCE = random.Random(0)  # noqa: S311
+PICTURES = [CHANCE.getrandbits(64) for _ in range(400)]
+
+
+def clip(name: str, picture: int, *, bits: int = 0, shot: int = 0, seconds: float = 1.0, width: int = 640, sharpness=50.0):
+    """A clip whose hashes are those of one of the `PICTURES`, `bits` of each turned over."""
+    hashes = (f"{picture ^ ((1 << bits) - 1):016x}",) * 8
+    measures = ClipMeasures(0.0, 0.5, 3.0, sharpness, 0.0, 0.02, None, width, 360, hashes)
+    return Clip(name, 0.0, seconds, "", name, shot, measures)
+
+
+def test_a_near_copy_is_found_with_its_distance():
+    clips = [clip("a", PICTURES[0]), clip("b", PICTURES[1]), clip("c", PICTURES[0], bits=5)]
+    assert find_twins(clips, 6.0) == [Twin(clip=2, better=0, bits=5.0)]
+    assert find_twins(clips, 4.9) == []
+
+
+def test_the_longer_then_larger_then_sharper_one_stays():
+    one = clip("a", PICTURES[0])
+    for better in (
+        clip("b", PICTURES[0], seconds=2.0, width=320, sharpness=1.0),
+        clip("b", PICTURES[0], width=1280, sharpness=1.0),
+        clip("b", PICTURES[0], sharpness=51.0),
+    ):
+        assert find_twins([one, better], 6.0) == [Twin(0, 1, 0.0)]
+        assert find_twins([better, one], 6.0) == [Twin(1, 0, 0.0)]
+
+
+def test_pieces_of_one_shot_are_no_duplicates():
+    assert find_twins([clip("a", PICTURES[0], shot=3), clip("a", PICTURES[0], shot=3)], 6.0) == []
+    assert len(find_twins([clip("a", PICTURES[0], shot=3), clip("a", PICTURES[0], shot=4)], 6.0)) == 1
+
+
+def test_nobody_is_the_twin_of_one_that_goes_itself():
+    """b is near a and c near b, but c is not near a: c stays."""
+    clips = [clip("a", PICTURES[0]), clip("b", PICTURES[0], bits=5), clip("c", PICTURES[0], bits=10)]
+    assert find_twins(clips, 6.0) == [Twin(1, 0, 5.0)]
+
+
+def test_every_copy_among_many_is_found_wherever_it_stands():
+    """More than one block of comparisons."""
+    clips = [clip(f"{place}", picture) for place, picture in enumerate(PICTURES)]
+    copies = [clip(f"copy {place}", picture, bits=3, width=320) for place, picture in enumerate(PICTURES)]
+    everything = [*copies, *clips]
+    CHANCE.shuffle(everything)
+    twins = find_twins(everything, 6.0)
+    assert len(twins) == 400
+    assert {everything[twin.clip].source for twin in twins} == {one.source for one in copies}
+    assert all(everything[twin.clip].source == f"copy {everything[twin.better].source}" for twin in twins)
+
+
+def test_a_refused_clip_takes_no_other_with_it():
+    dark = replace(
+        clip("dark", PICTURES[0], width=4000), measures=replace(clip("dark", PICTURES[0], width=4000).measures, luma=0.0)
+    )
+    judged = filter_clips([dark, clip("light", PICTURES[0])], FilterConfig())
+    assert [one.refused and one.refused.split(":")[0] for one in judged] == ["too dark", None]
+
+
+def test_a_smaller_worse_copy_of_drawn_footage_goes_and_names_its_twin(tmp_path):
+    film, split = scene(5, 60, detail=8), SplitConfig(mode="chunk", frames=37)
+    small = np.stack([cv2.resize(frame, (240, 136), interpolation=cv2.INTER_AREA) for frame in film])
+    worse = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "36")
+    paths = [write(tmp_path / "good.mp4", film), write(tmp_path / "copy.mkv", small, codec=worse)]
+    paths.append(write(tmp_path / "other.mp4", scene(6, 60, detail=8)))
+    clips = []
+    for path in paths:
+        clips += split_source(path, survey_source(probe(path), split, lambda frames: None), split, tmp_path)[0]
+    judged = {one.file_name: one.refused for one in filter_clips(clips, FilterConfig(min_sharpness=None))}
+    assert judged["good.mp4"] is None
+    assert judged["other.mp4"] is None
+    assert judged["copy.mkv"].startswith("duplicate: ")
+    assert f"bits from {tmp_path / 'good.mp4'}@" in judged["copy.mkv"]
