@@ -12,12 +12,13 @@ from safetensors import safe_open
 from mochi_lora.model.flow import LatentStats
 from mochi_lora.model.plan import Plan
 from mochi_lora.model.text import TextEncoder
+from mochi_lora.model.tiny import tiny_text_encoder, word_tokenizer
 from mochi_lora.model.transformer import TextBatch, VelocityModel
 from mochi_lora.model.vae import MochiVae
 from mochi_lora.model.weights import load_transformer, weight_dtype
 from mochi_lora.streams import Purpose, stream
 from mochi_lora.tiny import exam, pretrain, transformer_stage, vae_stage, world
-from mochi_lora.tiny.architecture import TRANSFORMER, new_text_encoder, new_tokenizer, new_transformer, new_vae
+from mochi_lora.tiny.architecture import TRANSFORMER, new_transformer, new_vae
 from mochi_lora.tiny.render import render_batch, scene_batch
 from mochi_lora.tiny.sentences import pretraining_caption, vocabulary
 
@@ -33,13 +34,13 @@ def vae():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return new_tokenizer(vocabulary())
+    return word_tokenizer(vocabulary())
 
 
 @pytest.fixture(scope="module")
 def encoder(tokenizer):
     torch.manual_seed(1)
-    return new_text_encoder(len(tokenizer)).eval()
+    return tiny_text_encoder(len(tokenizer)).eval()
 
 
 def shrink(patch):

@@ -6,6 +6,7 @@ statistics, T5's token ids, and bf16 storage with float32 positions and norms. I
 """
 
 import string
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ TRANSFORMER: dict[str, Any] = {
     "max_sequence_length": spec.TEXT_TOKENS,
 }
 _VAE_CHANNELS = (32, 32, 32, 32)  # group norm has 32 groups: the least there is
-_VERSION = 1
+_VERSION = 2
 _CAPTIONS = """
 a lighthouse on a cliff at dusk, waves breaking below
 a watercolor painting of a fox running through the snow
@@ -75,10 +76,10 @@ def build_tiny(folder: Path, *, seed: int = 0) -> Path:
 
 
 def _pipeline(seed: int) -> MochiPipeline:
-    tokenizer = _tokenizer()
+    tokenizer = word_tokenizer(word.strip(",") for word in _CAPTIONS.split())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        text_encoder = _text_encoder(len(tokenizer))
+        text_encoder = tiny_text_encoder(len(tokenizer)).eval()
         vae = _vae()
     return MochiPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0, invert_sigmas=True),
@@ -107,7 +108,8 @@ def _vae() -> AutoencoderKLMochi:
     return torch.nn.Module.to(vae, torch.bfloat16)  # diffusers' own `to` warns about an empty list of fp32 modules
 
 
-def _text_encoder(tokens: int) -> T5EncoderModel:
+def tiny_text_encoder(tokens: int) -> T5EncoderModel:
+    """Two layers of T5 v1.1, freshly initialised, float32, without dropout. Draws from torch's global generator."""
     config = T5Config(
         vocab_size=-(-tokens // 64) * 64,  # more rows than tokens, like the real one (32128 for 32100)
         d_model=TEXT_WIDTH,
@@ -116,16 +118,16 @@ def _text_encoder(tokens: int) -> T5EncoderModel:
         num_layers=2,
         num_heads=4,
         feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
         is_encoder_decoder=False,
         use_cache=False,
     )
-    return T5EncoderModel(config).eval()
+    return T5EncoderModel(config)
 
 
-def _tokenizer() -> T5Tokenizer:
-    """Whole words of the built-in captions, letters for the rest; ids 0 to 3 are T5's: <pad>, </s>, <unk>, space."""
-    words = sorted({word.strip(",") for word in _CAPTIONS.split()})
+def word_tokenizer(words: Iterable[str]) -> T5Tokenizer:
+    """Whole words, letters for the rest; ids 0 to 3 are T5's: <pad>, </s>, <unk>, space."""
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
-    vocabulary += [(f"\u2581{word}", -5.0) for word in words]
+    vocabulary += [(f"\u2581{word}", -5.0) for word in sorted(set(words))]
     vocabulary += [(letter, -8.0) for letter in string.ascii_letters + string.digits + ".,;:!?'\"()-"]
     return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=spec.TEXT_TOKENS)

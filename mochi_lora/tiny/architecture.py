@@ -1,20 +1,19 @@
-"""mochi-tiny's architecture: the real classes at sizes that make under 10 MB together, and its tokenizer.
+"""mochi-tiny's architecture: the real classes at sizes that make under 10 MB together.
+
+Text encoder and tokenizer are built as for the tiny model of random weights (`model.tiny`).
 
 Heads are a multiple of 6 and every linear of the transformer's blocks a multiple of 64 wide (192 = 6 x 32 = 3 x 64,
 feed-forward 8/3 x 192 = 512), so that parallel and quantised modes can be tried on it.
 """
 
-import string
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from mochi_lora import spec
+from mochi_lora.model.tiny import TEXT_WIDTH
 
-TEXT_WIDTH = 64
 TRANSFORMER: dict[str, Any] = {
     "patch_size": spec.PATCH,
     "num_attention_heads": 6,
@@ -49,28 +48,3 @@ def new_transformer() -> MochiTransformer3DModel:
 def new_vae() -> AutoencoderKLMochi:
     """Freshly initialised, float32. Draws from torch's global generator."""
     return AutoencoderKLMochi(**VAE)
-
-
-def new_text_encoder(tokens: int) -> T5EncoderModel:
-    """Two layers of T5 v1.1, freshly initialised, float32. Draws from torch's global generator."""
-    config = T5Config(
-        vocab_size=-(-tokens // 64) * 64,  # more rows than tokens, like the real one (32128 for 32100)
-        d_model=TEXT_WIDTH,
-        d_kv=16,
-        d_ff=128,
-        num_layers=2,
-        num_heads=4,
-        feed_forward_proj="gated-gelu",
-        dropout_rate=0.0,
-        is_encoder_decoder=False,
-        use_cache=False,
-    )
-    return T5EncoderModel(config)
-
-
-def new_tokenizer(words: Iterable[str]) -> T5Tokenizer:
-    """Whole words, letters for the rest; ids 0 to 3 are T5's: <pad>, </s>, <unk>, space."""
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
-    vocabulary += [(f"\u2581{word}", -5.0) for word in sorted(set(words))]
-    vocabulary += [(letter, -8.0) for letter in string.ascii_letters + string.digits + ".,;:!?'\"()-"]
-    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=spec.TEXT_TOKENS)

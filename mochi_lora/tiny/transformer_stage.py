@@ -13,9 +13,10 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from mochi_lora.model.flow import LatentStats, interpolate, velocity_loss, velocity_target
 from mochi_lora.model.plan import Plan
+from mochi_lora.model.tiny import tiny_text_encoder, word_tokenizer
 from mochi_lora.model.transformer import TextBatch, VelocityModel
 from mochi_lora.streams import Purpose, stream
-from mochi_lora.tiny.architecture import new_text_encoder, new_tokenizer, new_transformer
+from mochi_lora.tiny.architecture import new_transformer
 from mochi_lora.tiny.render import render_batch, scene_batch
 from mochi_lora.tiny.sentences import pretraining_caption, vocabulary
 from mochi_lora.tiny.stage import Budget, Stage
@@ -109,8 +110,8 @@ def train_transformer(folder: Path, vae: AutoencoderKLMochi, seed: int = 0) -> D
     # for each of them; a step took 0.9 s.
     plan = Plan("cuda", "bf16", "flash", "none") if device.type == "cuda" else Plan("cpu", "fp32", "auto", "none")
     torch.manual_seed(seed)
-    tokenizer = new_tokenizer(vocabulary())
-    modules = {"transformer": new_transformer().to(device), "text_encoder": new_text_encoder(len(tokenizer)).to(device)}
+    tokenizer = word_tokenizer(vocabulary())
+    modules = {"transformer": new_transformer().to(device), "text_encoder": tiny_text_encoder(len(tokenizer)).to(device)}
     stage = Stage(folder / "transformer.pt", modules, betas=(0.9, 0.99), decay=0.999)
     lesson = prepare(vae, tokenizer, seed, _SCENES)
     model = VelocityModel(stage.modules["transformer"], plan)
