@@ -140,7 +140,7 @@ def test_the_pins_satisfy_what_the_wheel_asks_for(wheel):
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = email.message_from_bytes(archive.read(name))
     assert Version(sys.version.split()[0]) in SpecifierSet(metadata["Requires-Python"])
-    assert set(metadata.get_all("Provides-Extra")) == {"tensorboard", "trackio", "test"}
+    assert set(metadata.get_all("Provides-Extra")) == {"eval-builtin", "tensorboard", "trackio", "test"}
     asked = [Requirement(text) for text in metadata.get_all("Requires-Dist")]
     assert len(asked) > 20
     pins = {**{canonicalize_name(name): version for name, version in pinned().items()}, "mochi-lora": metadata["Version"]}
@@ -152,7 +152,15 @@ def resolve(python, wheel, scratch, *arguments):
     """What pip would install for the wheel with its extras, when it may use only what the environment already holds."""
     report = scratch / "report.json"
     options = ["--dry-run", "--no-index", "--report", str(report), *arguments]
-    call = [sys.executable, "-m", "pip", f"--python={python}", "install", *options, f"{wheel}[test,tensorboard,trackio]"]
+    call = [
+        sys.executable,
+        "-m",
+        "pip",
+        f"--python={python}",
+        "install",
+        *options,
+        f"{wheel}[eval-builtin,test,tensorboard,trackio]",
+    ]
     done = subprocess.run(call, capture_output=True, text=True)
     found = json.loads(report.read_text()) if done.returncode == 0 else {"install": []}
     return done, [entry["metadata"]["name"] for entry in found["install"]]
