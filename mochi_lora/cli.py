@@ -112,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(export)
     export.add_argument("folder", type=Path, help="folder to write: clips/, metadata.jsonl, README.md")
     export.set_defaults(run=_export)
-    tiny = commands.add_parser("tiny", help="write mochi-tiny, a small trained Mochi for trying things", allow_abbrev=False)
+    tiny = commands.add_parser(
+        "tiny", help="write a tiny Mochi for trying things (so far with --random only)", allow_abbrev=False
+    )
     tiny.add_argument("folder", type=Path, help="folder to write, in diffusers layout")
     tiny.add_argument("--random", type=_count, metavar="SEED", help="random weights of this seed instead of the trained ones")
     tiny.set_defaults(run=_tiny)

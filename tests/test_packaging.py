@@ -128,7 +128,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     inside = [path for path in (ROOT / "mochi_lora").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     expected = {path.relative_to(ROOT).as_posix() for path in inside}
-    assert {"mochi_lora/py.typed", "mochi_lora/tiny/weights/README.md"} <= expected
+    assert {"mochi_lora/py.typed", "mochi_lora/report/templates/page.html"} <= expected
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert {"LICENSE", "NOTICE"} <= {Path(name).name for name in names}
 

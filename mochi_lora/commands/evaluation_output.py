@@ -65,9 +65,10 @@ def _is_column(cell: Cell) -> bool:
 
 
 def _log(config: Config, folder: Path, evaluation: Evaluation, page: Path) -> None:
-    """Into the trackers of the run this adapter is from; clips made elsewhere belong to none."""
-    adapter = Path(evaluation.adapter)
-    if not (config.run.folder / HISTORY).is_file() or not folder.is_relative_to(config.run.folder):
+    """Into the trackers of the run this adapter is from; other people's adapters and clips made elsewhere belong to none."""
+    adapter, run = Path(evaluation.adapter), config.run.folder
+    ours = adapter.is_file() and adapter.resolve().is_relative_to(run.resolve())
+    if not ours or not (run / HISTORY).is_file():
         return
     values = {f"evaluation/{one.prompt_set}/{one.measure}": one.difference.value for one in evaluation.comparisons}
     step = read_provenance(adapter).get("step", 0)

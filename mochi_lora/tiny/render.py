@@ -80,7 +80,9 @@ def render_batch(scenes: SceneBatch, style: Style = "base") -> torch.Tensor:
 
 
 def render_outlines(scenes: SceneBatch, rng: np.random.Generator) -> torch.Tensor:
-    """Scenes as outlines in random colours, on rough grounds with some lines -> uint8 [N, F, H, W, 3]; never on the board.
+    """Scenes as outlines in random colours, on rough grounds with some lines -> uint8 [N, F, H, W, 3].
+
+    The middle colour of a ground is never near the board's; where it slopes, single rows may be.
 
     What a video model's autoencoder has seen of the world besides flat shapes. It must carry thin lines, texture and
     strong colours on dark, or no style could ever show.
