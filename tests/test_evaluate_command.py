@@ -236,11 +236,15 @@ def test_the_report_goes_into_the_runs_wandb_once(words, adapter, tmp_path, monk
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = tmp_path / "run"
     run.mkdir()
-    (run / "metrics.jsonl").write_text('{"step": 3, "time": 0.0, "kind": "train", "loss": 1.0}\n')
+    history = run / "metrics.jsonl"
+    history.write_text('{"step": 3, "time": 0.0, "kind": "train", "loss": 1.0}\n')
     tracked = ["--tracking.trackers", "[wandb]", "--tracking.wandb_mode", "offline"]
     call = ["evaluate", "--quick", *words, "--evaluation.prompts", f"['{FOX}', '{HILL}']", *tracked]
+    assert main(call) == 0
+    assert "evaluation" not in history.read_text(), "an adapter from elsewhere is none of this run's"
+    ours = str(shutil.copy(adapter, run))
     for _ in range(2):
-        assert main(call) == 0
+        assert main([*call, "--adapter", ours]) == 0
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (ours,) = [record for record in records if record["kind"].startswith("evaluation ")]
     assert (ours["step"], ours["report"]) == (3, "evaluation/report.html")

@@ -157,7 +157,11 @@ def _curve(config: Config, scene: Scene, rows: Sequence[Row], design: Design) ->
 
 def _pairs(cells: Sequence[Cell]) -> tuple[Pair, ...]:
     """Base and adapter side by side, in the order they were planned."""
-    adapted = {(cell.prompt_set, cell.shot.prompt, cell.shot.seed): cell for cell in cells if _is_main(cell)}
+    adapted = {
+        (cell.prompt_set, cell.shot.prompt, cell.shot.seed): cell
+        for cell in cells
+        if cell.label == ADAPTER and cell.is_compared
+    }
     found = []
     for cell in cells:
         other = adapted.get((cell.prompt_set, cell.shot.prompt, cell.shot.seed))
@@ -165,10 +169,6 @@ def _pairs(cells: Sequence[Cell]) -> tuple[Pair, ...]:
             shot = cell.shot
             found.append(Pair(cell.prompt_set, shot.prompt, shot.seed, shot.video, other.shot.video))
     return tuple(found)
-
-
-def _is_main(cell: Cell) -> bool:
-    return cell.label == ADAPTER and cell.strength == 1
 
 
 def _settings(config: Config, request: EvaluationRequest, scene: Scene) -> dict[str, str]:

@@ -72,7 +72,7 @@ def copy_looks(cells: Sequence[Cell], training: int) -> int:
 
 
 def _chosen(cells: Sequence[Cell]) -> list[Cell]:
-    main = [cell for cell in cells if cell.label == BASE or (cell.label == ADAPTER and cell.strength == 1)]
+    main = [cell for cell in cells if cell.is_compared]
     own = [cell for cell in main if cell.prompt_set == "training"]
     return own or [cell for cell in main if cell.prompt_set == "trigger"]
 

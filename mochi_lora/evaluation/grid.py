@@ -31,6 +31,11 @@ class Cell:
     content: str  # the prompt without the trigger
     shot: Shot
 
+    @property
+    def is_compared(self) -> bool:
+        """The base's, or the evaluated adapter's at the strength at which it is compared."""
+        return self.label == BASE or (self.label == ADAPTER and self.strength == STRENGTH)
+
     def row(self, values: dict[str, float]) -> Row:
         """This cell with what was measured."""
         shot = self.shot

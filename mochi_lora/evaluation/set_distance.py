@@ -38,11 +38,7 @@ def set_distance(
 
 
 def _videos(cells: Sequence[Cell], label: str) -> list[str]:
-    return [
-        cell.shot.video
-        for cell in cells
-        if cell.prompt_set == "trigger" and cell.label == label and (label == BASE or cell.strength == 1)
-    ]
+    return [cell.shot.video for cell in cells if cell.prompt_set == "trigger" and cell.label == label and cell.is_compared]
 
 
 def _flat(clips: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

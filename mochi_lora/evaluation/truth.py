@@ -43,10 +43,8 @@ def drawn_truth(
     """
     sides = []
     for label in (BASE, ADAPTER):
-        chosen = [cell for cell in cells if cell.prompt_set == prompt_set and cell.label == label]
-        marks = [
-            _marks(folder / cell.shot.video, cell.content, cache) for cell in chosen if label == BASE or cell.strength == 1
-        ]
+        chosen = [cell for cell in cells if cell.prompt_set == prompt_set and cell.label == label and cell.is_compared]
+        marks = [_marks(folder / cell.shot.video, cell.content, cache) for cell in chosen]
         sides.append({name: float(np.mean([mark[name] for mark in marks])) for name in _LABELS} if marks else {})
     base, adapter = sides
     return {told: (base[name], adapter[name]) for name, told in _LABELS.items() if name in base and name in adapter}
