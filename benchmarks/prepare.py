@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mochi_lora.config.schema import FilterConfig, SplitConfig
+from mochi_lora.config.curation import FilterConfig, SplitConfig
 from mochi_lora.curation.filters import filter_clips
 from mochi_lora.curation.split import split_source
 from mochi_lora.curation.survey import survey_source

@@ -31,11 +31,12 @@ from mochi_lora.data.cache import Cache
 from mochi_lora.data.index import IndexEntry
 from mochi_lora.data.plan import BatchPlan, Share
 from mochi_lora.data.samples import Posterior, TextEmbedding
+from mochi_lora.engine.plan import Plan
+from mochi_lora.engine.precision import compute_dtype
 from mochi_lora.model import adapter as lora
 from mochi_lora.model.flow import LatentStats
-from mochi_lora.model.plan import Plan
 from mochi_lora.model.transformer import VelocityModel
-from mochi_lora.model.weights import compute_dtype, random_transformer
+from mochi_lora.model.weights import random_transformer
 from mochi_lora.spec import TRANSFORMER_PARAMETERS, Bucket
 from mochi_lora.training.batches import MicroSteps, SampleSource, steps_from
 from mochi_lora.training.health import Health

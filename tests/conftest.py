@@ -9,7 +9,7 @@ import torch
 from tiny_commands import EXAMPLES, settings
 
 from mochi_lora.cli import main
-from mochi_lora.model.plan import Plan
+from mochi_lora.engine.plan import Plan
 from mochi_lora.model.tiny import build_tiny
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import load_transformer

@@ -4,8 +4,8 @@ import pytest
 import torch
 from inputs import normal
 
+from mochi_lora.engine.attention import JointAttention, attend, check_attention, rotate
 from mochi_lora.errors import UserError
-from mochi_lora.model.attention import JointAttention, attend, check_attention, rotate
 
 B, S, H, D = 3, 10, 2, 8
 LENGTHS = (10, 4, 7)
@@ -117,7 +117,7 @@ def test_a_kernel_with_a_non_finite_gradient_is_refused(monkeypatch) -> None:
     def poisoned(q, k, v, lengths, attention):
         return (q - q.detach()).sqrt() + k + v  # the square root of 0 has an infinite slope
 
-    monkeypatch.setattr("mochi_lora.model.attention.attend", poisoned)
+    monkeypatch.setattr("mochi_lora.engine.attention.attend", poisoned)
     with pytest.raises(UserError, match=r"engine\.attention: math gives a non-finite gradient"):
         check_attention("math", torch.device("cpu"), torch.float32, 32)
 

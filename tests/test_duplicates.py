@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from scenes import scene, write
 
-from mochi_lora.config.schema import FilterConfig, SplitConfig
+from mochi_lora.config.curation import FilterConfig, SplitConfig
 from mochi_lora.curation.clip_measures import ClipMeasures
 from mochi_lora.curation.duplicates import Twin, find_twins
 from mochi_lora.curation.filters import filter_clips

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scenes import SIZE, black, scene, title, write
 
-from mochi_lora.config.schema import FilterConfig, SplitConfig
+from mochi_lora.config.curation import FilterConfig, SplitConfig
 from mochi_lora.curation.bars import find_bars
 from mochi_lora.curation.clip_measures import ClipMeasures
 from mochi_lora.curation.filters import count_reasons, distributions, filter_clips

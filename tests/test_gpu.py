@@ -14,8 +14,8 @@ import yaml
 from safetensors.torch import load_file
 
 from mochi_lora.cli import main
+from mochi_lora.engine.attention import attend, check_attention
 from mochi_lora.inference.video import write_mp4
-from mochi_lora.model.attention import attend, check_attention
 from mochi_lora.model.tiny import build_tiny
 from mochi_lora.model.vae import MochiVae
 
@@ -138,9 +138,9 @@ def test_a_training_step_does_not_wait_for_the_device(road, tmp_path):
     from mochi_lora.config.load import load_config
     from mochi_lora.data.cache import Cache
     from mochi_lora.data.index import read_index
+    from mochi_lora.engine.plan import resolve_plan
     from mochi_lora.model import adapter as lora
     from mochi_lora.model.flow import LatentStats
-    from mochi_lora.model.plan import resolve_plan
     from mochi_lora.model.transformer import VelocityModel
     from mochi_lora.model.weights import load_transformer
     from mochi_lora.training.batches import SampleSource

@@ -8,11 +8,11 @@ import torch
 from inputs import relative
 from safetensors.torch import load_file
 
+from mochi_lora.engine.plan import Plan
 from mochi_lora.model import keymap
 from mochi_lora.model.adapter import put, strengths
 from mochi_lora.model.adapter_file import load_adapter
 from mochi_lora.model.keymap import Rows
-from mochi_lora.model.plan import Plan
 from mochi_lora.model.transformer import TextBatch, VelocityModel
 from mochi_lora.model.weights import load_transformer
 

@@ -13,7 +13,20 @@ from mochi_lora.config.schema import Config
 
 ROOT = Path(__file__).parents[1]
 # A room imports only from its own stage and from earlier ones.
-STAGES = ("errors", "spec", "streams", "files", "console", "config", "data", "model", "interop", "training", "inference")
+STAGES = (
+    "errors",
+    "spec",
+    "streams",
+    "files",
+    "console",
+    "config",
+    "data",
+    "engine",
+    "model",
+    "interop",
+    "training",
+    "inference",
+)
 STAGES += ("tiny", "measures", "curation", "evaluation", "report", "commands", "cli_adapters", "cli", "__main__")
 TORCH_FREE = ("errors", "spec", "streams", "files", "console", "config", "cli_adapters", "cli", "__main__")
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "wandb", "av", "decord", "bitsandbytes"}

@@ -8,12 +8,12 @@ from inputs import relative, velocity
 from low_rank import product, trained
 from safetensors.torch import load_file
 
+from mochi_lora.engine.plan import Plan
 from mochi_lora.errors import UserError
 from mochi_lora.interop.base_merge import WEIGHTS, merge_into_base
 from mochi_lora.interop.factors import Factors, adapter_of, factors_of
 from mochi_lora.interop.merging import merge
 from mochi_lora.model.adapter import put, strengths
-from mochi_lora.model.plan import Plan
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import load_transformer
 

@@ -9,13 +9,14 @@ import torch
 from diffusers import MochiPipeline
 from safetensors import safe_open
 
+from mochi_lora.engine.plan import Plan
+from mochi_lora.engine.precision import weight_dtype
 from mochi_lora.model.flow import LatentStats
-from mochi_lora.model.plan import Plan
 from mochi_lora.model.text import TextEncoder
 from mochi_lora.model.tiny import tiny_text_encoder, word_tokenizer
 from mochi_lora.model.transformer import TextBatch, VelocityModel
 from mochi_lora.model.vae import MochiVae
-from mochi_lora.model.weights import load_transformer, weight_dtype
+from mochi_lora.model.weights import load_transformer
 from mochi_lora.streams import Purpose, stream
 from mochi_lora.tiny import exam, pretrain, transformer_stage, vae_stage, world
 from mochi_lora.tiny.architecture import TRANSFORMER, new_transformer, new_vae

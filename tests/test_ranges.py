@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from mochi_lora.config.schema import SplitConfig
+from mochi_lora.config.curation import SplitConfig
 from mochi_lora.curation.ranges import clip_ranges, usable_part
 from mochi_lora.data.geometry import nearest_frames
 from mochi_lora.spec import FRAMES_PER_SECOND

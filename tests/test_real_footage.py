@@ -7,7 +7,7 @@ import pytest
 from trailer import trailer
 
 from mochi_lora.cli import main
-from mochi_lora.config.schema import SplitConfig
+from mochi_lora.config.curation import SplitConfig
 from mochi_lora.curation.shots import find_borders
 from mochi_lora.curation.survey import survey_source
 from mochi_lora.data.probe import probe

@@ -7,7 +7,7 @@ import pytest
 from real_clips import packaged_clip
 from scenes import black, dissolve, faded, scene, title, write
 
-from mochi_lora.config.schema import SplitConfig
+from mochi_lora.config.curation import SplitConfig
 from mochi_lora.curation.shots import Shot, find_borders, find_shots, runs
 from mochi_lora.curation.survey import Survey, survey_source
 from mochi_lora.data.probe import probe

@@ -10,7 +10,7 @@ from footage import run_ffmpeg
 from real_clips import packaged_clip
 from scenes import scene, write
 
-from mochi_lora.config.schema import SplitConfig
+from mochi_lora.config.curation import SplitConfig
 from mochi_lora.curation.frame_measures import picture_hash
 from mochi_lora.curation.survey import load_survey, save_survey, survey_key, survey_source
 from mochi_lora.data.probe import probe

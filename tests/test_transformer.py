@@ -8,11 +8,12 @@ import torch
 from diffusers import MochiTransformer3DModel
 from inputs import SHAPE, caption, captions, normal, relative, velocity
 
-from mochi_lora.config.schema import AdapterConfig, EngineConfig
+from mochi_lora.config.engine import EngineConfig
+from mochi_lora.config.schema import AdapterConfig
 from mochi_lora.data.samples import TextEmbedding
+from mochi_lora.engine.plan import Plan, resolve_device, resolve_plan
 from mochi_lora.errors import UserError
 from mochi_lora.model.adapter import attach
-from mochi_lora.model.plan import Plan, resolve_device, resolve_plan
 from mochi_lora.model.transformer import TextBatch, VelocityModel, timestep_of
 
 # Stock diffusers asks for an autocast that a CPU does not have; it goes on in float32, as meant.

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from mochi_lora import spec
 from mochi_lora.config.schema import AdapterConfig
+from mochi_lora.engine.plan import Plan
 from mochi_lora.errors import DamagedFileError, UserError
 from mochi_lora.model.adapter import attach, current
 from mochi_lora.model.adapter_file import save_adapter
-from mochi_lora.model.plan import Plan
 from mochi_lora.model.tiny import TRANSFORMER
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import LoadedTransformer, load_transformer, random_transformer

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from mochi_lora.config.schema import CaptionConfig, Config
+from mochi_lora.config.curation import CaptionConfig
+from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table, progress_bar
 from mochi_lora.curation.caption_rules import Rules
 from mochi_lora.curation.caption_sheet import SHEET, Key, Line, append_line, read_sheet, text_digest, write_sheet
@@ -21,10 +22,10 @@ from mochi_lora.curation.caption_text import INSTRUCTION, INSTRUCTION_FOR_PICTUR
 from mochi_lora.curation.captioner import Answer, Captioner, Look, load_captioner, look_at
 from mochi_lora.curation.manifest import KEPT, name_in_table
 from mochi_lora.data.sources import ClipSource
+from mochi_lora.engine.plan import resolve_device
 from mochi_lora.errors import UserError
 from mochi_lora.files import digest_of, only_one
 from mochi_lora.measures.pretrained import Pretrained, fetch
-from mochi_lora.model.plan import resolve_device
 from mochi_lora.spec import TEXT_TOKENS
 
 # What reading a damaged file may end in besides `ClipError`, itself a ValueError; memory and the disk are everybody's.

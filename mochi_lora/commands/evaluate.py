@@ -16,6 +16,7 @@ from mochi_lora.commands.videos import make_videos
 from mochi_lora.config.requests import EvaluationRequest
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, progress_bar
+from mochi_lora.engine.plan import resolve_device
 from mochi_lora.evaluation.bleed import bleed
 from mochi_lora.evaluation.compare import compare
 from mochi_lora.evaluation.copies import copy_looks, memorisation
@@ -33,7 +34,6 @@ from mochi_lora.files import only_one
 from mochi_lora.measures.backbones import DRAWN_WORLD
 from mochi_lora.measures.catalogue import MEASURES
 from mochi_lora.measures.features import FeatureCache
-from mochi_lora.model.plan import resolve_device
 
 _SETS = ("trigger", "plain", "unrelated")
 _T = TypeVar("_T")

@@ -9,6 +9,7 @@ from mochi_lora.config.schema import Config
 from mochi_lora.console import progress_bar
 from mochi_lora.data.cache import Cache
 from mochi_lora.data.index import Index, index_path, read_index
+from mochi_lora.engine.plan import resolve_plan
 from mochi_lora.evaluation.grid import thin
 from mochi_lora.evaluation.losses import band_losses
 from mochi_lora.evaluation.results import BandLoss, Missing
@@ -16,7 +17,6 @@ from mochi_lora.model import adapter as lora
 from mochi_lora.model.adapter_file import load_adapter
 from mochi_lora.model.base import locate
 from mochi_lora.model.flow import LatentStats
-from mochi_lora.model.plan import resolve_plan
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import load_transformer, read_config
 from mochi_lora.training.batches import SampleSource

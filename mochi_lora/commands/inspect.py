@@ -10,9 +10,9 @@ from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table, progress_bar
 from mochi_lora.data.cache import Cache
 from mochi_lora.data.index import Index, IndexEntry, index_path, read_index, read_sample
+from mochi_lora.engine.plan import resolve_device
 from mochi_lora.errors import DamagedFileError
 from mochi_lora.inference.video import to_uint8, video_name, write_contact_sheet, write_mp4
-from mochi_lora.model.plan import resolve_device
 
 _CAPTION_WIDTH = 60
 

@@ -9,6 +9,7 @@ import torch
 from mochi_lora.commands.convert import print_error, require_free
 from mochi_lora.config.requests import AdapterChoice
 from mochi_lora.console import console, progress_bar
+from mochi_lora.engine.plan import resolve_device
 from mochi_lora.errors import UserError
 from mochi_lora.interop.adapter_formats import StoredAdapter, read_stored, stored_factors
 from mochi_lora.interop.base_merge import merge_into_base
@@ -17,7 +18,6 @@ from mochi_lora.interop.extraction import extract
 from mochi_lora.interop.factors import Factors
 from mochi_lora.interop.merging import merge
 from mochi_lora.interop.stored import transformer_tensors
-from mochi_lora.model.plan import resolve_device
 
 _OF_THE_BASE = ("base", "base_revision", "base_fingerprint")
 

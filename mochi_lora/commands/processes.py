@@ -10,8 +10,8 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import ProjectConfiguration
 
 from mochi_lora.console import console
+from mochi_lora.engine.plan import resolve_device
 from mochi_lora.errors import UserError
-from mochi_lora.model.plan import resolve_device
 
 LONG_WAIT_MINUTES = 7 * 24 * 60  # encoding: a rank may be done days before its peers
 

@@ -20,9 +20,9 @@ from mochi_lora.commands.run_folder import (
     videos_missing,
 )
 from mochi_lora.config.schema import Config
+from mochi_lora.engine.plan import Plan
 from mochi_lora.model import adapter as lora
 from mochi_lora.model.adapter_file import save_adapter
-from mochi_lora.model.plan import Plan
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.training.batches import SampleSource
 from mochi_lora.training.checkpoint import save_checkpoint

@@ -25,12 +25,12 @@ from mochi_lora.data.index import Index, read_index
 from mochi_lora.data.mix import parts_of, pools_of
 from mochi_lora.data.plan import BatchPlan, Share
 from mochi_lora.data.prompts import CachedPrompts
+from mochi_lora.engine.plan import Plan, resolve_plan
 from mochi_lora.files import only_one, remove_abandoned, write_text
 from mochi_lora.model import adapter as lora
 from mochi_lora.model.adapter_file import load_adapter
 from mochi_lora.model.base import fingerprint, locate
 from mochi_lora.model.flow import LatentStats
-from mochi_lora.model.plan import Plan, resolve_plan
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import LoadedTransformer, load_transformer, read_config
 from mochi_lora.spec import Bucket

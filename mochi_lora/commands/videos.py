@@ -19,13 +19,13 @@ from mochi_lora.config.requests import AdapterChoice
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, progress_bar
 from mochi_lora.data.samples import TextEmbedding
+from mochi_lora.engine.plan import Plan, resolve_plan
 from mochi_lora.files import remove_abandoned, sha256_of_file
 from mochi_lora.inference.generate import generate_latents, render
 from mochi_lora.inference.shots import Shot, describe, in_switching_order, is_made, write_video
 from mochi_lora.model import adapter as lora
 from mochi_lora.model.adapter_file import load_adapter
 from mochi_lora.model.base import fingerprint, locate
-from mochi_lora.model.plan import Plan, resolve_plan
 from mochi_lora.model.text import TextEncoder, refuse_foreign
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.vae import MochiVae

@@ -7,7 +7,7 @@ from typing import Any
 
 from mochi_lora.curation.caption_sheet import Key
 from mochi_lora.data.media import MEDIA_SUFFIXES
-from mochi_lora.data.sources import ClipSource
+from mochi_lora.data.sources import ClipSource, caption_beside
 from mochi_lora.errors import UserError
 from mochi_lora.files import write_text
 
@@ -25,7 +25,7 @@ def list_captionable(clips: Path) -> list[ClipSource]:
     table = _table_of(clips)
     if table is None:
         return [
-            ClipSource(path, _text_beside(path))
+            ClipSource(path, caption_beside(path) or "")
             for path in sorted(clips.rglob("*"))
             if path.suffix.lower() in MEDIA_SUFFIXES and path.is_file() and not _hidden(path, clips)
         ]
@@ -38,7 +38,7 @@ def store_captions(clips: Path, captions: Mapping[Key, str]) -> None:
     table = _table_of(clips)
     if table is None:
         for (path, _, _), caption in captions.items():
-            if _text_beside(path) != caption:
+            if caption_beside(path) != caption:
                 write_text(path.with_suffix(".txt"), caption + "\n")
         return
     before = table.read_text(encoding="utf-8-sig")
@@ -98,16 +98,6 @@ def _from_row(row: Mapping[str, Any], table: Path, number: int) -> ClipSource:
         )
     except (TypeError, ValueError) as error:
         message = f"caption.clips: {table}:{number} is no clip ({error}); expected file_name, and start, end, crop if wanted"
-        raise UserError(message) from error
-
-
-def _text_beside(path: Path) -> str:
-    try:
-        return path.with_suffix(".txt").read_text(encoding="utf-8-sig").strip()
-    except FileNotFoundError:
-        return ""
-    except UnicodeDecodeError as error:
-        message = f"{path.with_suffix('.txt')} is not UTF-8 (byte {error.start}): save it as UTF-8"
         raise UserError(message) from error
 
 

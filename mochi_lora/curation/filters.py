@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from mochi_lora.config.schema import FilterConfig
+from mochi_lora.config.curation import FilterConfig
 from mochi_lora.curation.clip_measures import ClipMeasures
 from mochi_lora.curation.duplicates import find_twins
 from mochi_lora.curation.manifest import Clip

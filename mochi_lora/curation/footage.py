@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from mochi_lora.config.schema import SplitConfig
+from mochi_lora.config.curation import SplitConfig
 from mochi_lora.curation.survey import Survey, load_survey, save_survey, survey_key, survey_source
 from mochi_lora.data.media import VIDEO_SUFFIXES
 from mochi_lora.data.probe import ClipInfo, probe

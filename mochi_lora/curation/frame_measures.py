@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from scenedetect import AdaptiveDetector, FrameTimecode
 
-from mochi_lora.config.schema import SplitConfig
+from mochi_lora.config.curation import SplitConfig
 
 _LOOKS_PER_SECOND = 4
 _FLOW_SECONDS = 1 / 8  # between the two frames whose flow is measured; VBench's rate of looking

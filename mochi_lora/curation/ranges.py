@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mochi_lora.config.schema import SplitConfig
+from mochi_lora.config.curation import SplitConfig
 from mochi_lora.spec import FRAMES_PER_SECOND, illegal_frames
 
 Mode = Literal["head", "middle", "chunk", "slide", "uniform"]

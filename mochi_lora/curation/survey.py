@@ -18,7 +18,7 @@ from av.video.reformatter import VideoReformatter
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mochi_lora.config.schema import SplitConfig
+from mochi_lora.config.curation import SplitConfig
 from mochi_lora.curation.frame_measures import FrameMeasures
 from mochi_lora.data.probe import ClipInfo, open_video, unreadable_named
 from mochi_lora.data.shown import as_shown

@@ -99,21 +99,29 @@ def _list_media(folder: Path) -> Found:
         if hidden or path.suffix.lower() not in MEDIA_SUFFIXES or not path.is_file():
             continue
         try:
-            sources.append(ClipSource(path, _read_caption(path.with_suffix(".txt"))))
-        except _UnusableError as error:
+            sources.append(ClipSource(path, _required_caption(path)))
+        except (_UnusableError, ClipError) as error:
             rejections.append(Rejection(str(path), str(error)))
     return sources, rejections
 
 
-def _read_caption(path: Path) -> str:
+def caption_beside(media: Path) -> str | None:
+    """What the same-stem `.txt` says, stripped; None where there is none. Raises ClipError where it is not UTF-8."""
+    path = media.with_suffix(".txt")
     try:
-        caption = path.read_text(encoding="utf-8-sig").strip()
+        return path.read_text(encoding="utf-8-sig").strip()
     except FileNotFoundError:
-        raise _UnusableError(f"no caption: write one into {path}") from None
+        return None
     except UnicodeDecodeError as error:
-        raise _UnusableError(f"caption {path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+        raise ClipError(f"caption {path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+
+
+def _required_caption(media: Path) -> str:
+    caption = caption_beside(media)
+    if caption is None:
+        raise _UnusableError(f"no caption: write one into {media.with_suffix('.txt')}")
     if not caption:
-        raise _UnusableError(f"caption {path} is empty: write what the clip shows")
+        raise _UnusableError(f"caption {media.with_suffix('.txt')} is empty: write what the clip shows")
     return caption
 
 

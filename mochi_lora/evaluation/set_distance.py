@@ -7,7 +7,7 @@ import numpy as np
 from mochi_lora.evaluation.grid import ADAPTER, Cell
 from mochi_lora.evaluation.paired import BASE
 from mochi_lora.evaluation.results import Missing, SetDistance
-from mochi_lora.measures.distribution import mmd2, permutation_p
+from mochi_lora.measures.distribution import median_distance, mmd2, permutation_p
 
 MEASURE = "style.distance"
 _FEWEST_CLIPS = 4  # on a side: with fewer, hardly any way to deal them out is left
@@ -28,7 +28,7 @@ def set_distance(
             MEASURE, f"{fewest} clips on one side are too few for a distance between sets; {_FEWEST_CLIPS} are needed"
         )
     theirs, their_clips = _flat(references)
-    bandwidth = _bandwidth(np.concatenate([theirs, *(_flat(side)[0] for side in sides.values())]))
+    bandwidth = median_distance(np.concatenate([theirs, *(_flat(side)[0] for side in sides.values())]))
     distances, chances = {}, {}
     for label, side in sides.items():
         rows, clips = _flat(side)
@@ -44,10 +44,3 @@ def _videos(cells: Sequence[Cell], label: str) -> list[str]:
 def _flat(clips: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Frames of all clips [N, D], and the number of each frame's clip [N]."""
     return np.concatenate(clips), np.repeat(np.arange(len(clips)), [len(clip) for clip in clips])
-
-
-def _bandwidth(rows: np.ndarray) -> float:
-    """Median distance of neighbours in a fixed shuffle; rows have length 1."""
-    order = np.random.default_rng(0).permutation(len(rows))
-    distance = np.median(np.linalg.norm(rows[order] - rows[np.roll(order, 1)], axis=1))
-    return float(max(distance, 1e-3))

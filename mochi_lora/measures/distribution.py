@@ -77,7 +77,7 @@ def _clip_sums(
     rows = np.concatenate([x, y]).astype(np.float64)[order]
     assert np.all(np.isfinite(rows)), "embeddings hold NaN or infinity"
     rows -= rows.mean(axis=0)  # distances stay; the subtraction in _squared loses fewer digits
-    width = _median_distance(rows) if bandwidth is None else bandwidth
+    width = median_distance(rows) if bandwidth is None else bandwidth
     assert width > 0, f"bandwidth {width}"
     starts = np.searchsorted(groups[order], np.arange(groups.max() + 1))
     columns = [
@@ -94,9 +94,10 @@ def _squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.maximum(np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1)[None] - 2 * a @ b.T, 0.0)
 
 
-def _median_distance(rows: np.ndarray) -> float:
-    """Median distance of two different rows; equal rows (frozen clips) are left out, 1 where all are equal."""
-    sample = rows[:: -(-len(rows) // _SAMPLE)]
+def median_distance(rows: np.ndarray) -> float:
+    """Median distance of two different rows of float [N, D]; equal rows (frozen clips) are left out, 1 where all are equal."""
+    sample = rows[:: -(-len(rows) // _SAMPLE)].astype(np.float64)
+    sample -= sample.mean(axis=0)
     distances = np.sqrt(_squared(sample, sample)[np.triu_indices(len(sample), 1)])
     distances = distances[distances > 1e-6]
     return float(np.median(distances)) if distances.size else 1.0

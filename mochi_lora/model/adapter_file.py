@@ -55,7 +55,7 @@ def load_adapter(path: Path, *, assume_alpha_is_rank: bool = False) -> Adapter:
     strange = [key for key in tensors if not key.startswith(_PREFIX) or ".lora_" not in key]
     if strange or not ours:
         message = f"{path}: not a Mochi LoRA in diffusers' or Genmo's format; unknown tensor {min(strange, default='(none)')}"
-        raise UserError(message)
+        raise UserError(f"{message}; `mochi-lora convert lora IN OUT --to diffusers` makes one from ComfyUI's")
     stored = _entry(path, header, LORA_ADAPTER_METADATA_KEY)
     config = {key.removeprefix(_PREFIX): value for key, value in stored.items() if key.startswith(_PREFIX)}
     if "r" in config and "lora_alpha" in config:  # for what is not there PEFT has defaults, alpha 8 among them

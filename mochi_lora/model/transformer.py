@@ -14,9 +14,9 @@ from diffusers import MochiTransformer3DModel
 from torch import nn
 
 from mochi_lora.data.samples import TextEmbedding
-from mochi_lora.model.attention import install_attention
-from mochi_lora.model.blocks import RotaryTables, wrap_block
-from mochi_lora.model.plan import Plan
+from mochi_lora.engine.attention import install_attention
+from mochi_lora.engine.blocks import RotaryTables, wrap_block
+from mochi_lora.engine.plan import Plan
 
 _TIME_SCALE = 1000.0
 

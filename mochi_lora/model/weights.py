@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -17,12 +17,10 @@ from accelerate.utils import set_module_tensor_to_device
 from diffusers import MochiTransformer3DModel
 from safetensors import SafetensorError, safe_open
 
+from mochi_lora.engine.precision import Precision, is_kept_float32, weight_dtype
 from mochi_lora.errors import DamagedFileError, UserError
 from mochi_lora.model import keymap
 
-Precision = Literal["bf16", "fp32"]
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-_KEEP_FP32 = ("pos_frequencies", "norm_q.", "norm_k.", "norm_added_q.", "norm_added_k.")
 _WEIGHTS = "diffusion_pytorch_model"
 
 
@@ -32,16 +30,6 @@ class LoadedTransformer:
 
     transformer: MochiTransformer3DModel
     rounded: tuple[str, ...]  # tensors that should be float32 but were stored rounded
-
-
-def compute_dtype(precision: Precision) -> torch.dtype:
-    """Dtype of matrix products and attention at `precision`."""
-    return _DTYPES[precision]
-
-
-def weight_dtype(name: str, precision: Precision) -> torch.dtype:
-    """Dtype of one base tensor at `precision`: Genmo's list stays float32."""
-    return torch.float32 if any(part in name for part in _KEEP_FP32) else compute_dtype(precision)
 
 
 def load_transformer(source: Path, *, device: torch.device, precision: Precision) -> LoadedTransformer:
@@ -181,7 +169,7 @@ def _fill(
             raise UserError(message)
         del expected[name]
         dtype = weight_dtype(name, precision)
-        if any(part in name for part in _KEEP_FP32) and tensor.dtype != torch.float32:
+        if is_kept_float32(name) and tensor.dtype != torch.float32:
             rounded.append(name)
         set_module_tensor_to_device(transformer, name, device, value=tensor, dtype=dtype)
     if expected:

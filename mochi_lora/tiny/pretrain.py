@@ -13,8 +13,8 @@ import torch
 from diffusers import AutoencoderKLMochi, FlowMatchEulerDiscreteScheduler, MochiPipeline
 
 from mochi_lora.console import console, errors
+from mochi_lora.engine.precision import weight_dtype
 from mochi_lora.errors import UserError
-from mochi_lora.model.weights import weight_dtype
 from mochi_lora.tiny.architecture import VAE
 from mochi_lora.tiny.exam import draw, exam_scenes, exam_sentences, marks
 from mochi_lora.tiny.transformer_stage import Drawer, train_transformer

@@ -11,8 +11,8 @@ import torch
 from diffusers import AutoencoderKLMochi
 from transformers import T5EncoderModel, T5Tokenizer
 
+from mochi_lora.engine.plan import Plan
 from mochi_lora.model.flow import LatentStats, interpolate, velocity_loss, velocity_target
-from mochi_lora.model.plan import Plan
 from mochi_lora.model.tiny import tiny_text_encoder, word_tokenizer
 from mochi_lora.model.transformer import TextBatch, VelocityModel
 from mochi_lora.streams import Purpose, stream

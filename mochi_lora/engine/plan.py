@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
-from mochi_lora.config.schema import EngineConfig
+from mochi_lora.config.engine import EngineConfig
+from mochi_lora.engine.attention import Attention, check_attention
+from mochi_lora.engine.blocks import Checkpointing
+from mochi_lora.engine.precision import Precision, compute_dtype
 from mochi_lora.errors import UserError
-from mochi_lora.model.attention import Attention, check_attention
-from mochi_lora.model.blocks import Checkpointing
-from mochi_lora.model.weights import Precision, compute_dtype
 
 
 @dataclass(frozen=True)
