@@ -6,7 +6,6 @@ import torch
 
 from mochi_lora.config.engine import EngineConfig
 from mochi_lora.engine.attention import Attention, check_attention
-from mochi_lora.engine.blocks import Checkpointing
 from mochi_lora.engine.precision import Precision, compute_dtype
 from mochi_lora.errors import UserError
 
@@ -18,7 +17,9 @@ class Plan:
     device: str  # cuda or cpu; which GPU is the launcher's business
     precision: Precision
     attention: Attention
-    checkpointing: Checkpointing
+    checkpointing: str  # as in the configuration, `config.engine.checkpointing_runs` reads it; never auto
+    block_swap: int = 0  # blocks whose weights live in pinned host memory
+    compile: bool = False
 
 
 def resolve_device(setting: str) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 
 from mochi_lora.data.samples import TextEmbedding
 from mochi_lora.engine.attention import install_attention
-from mochi_lora.engine.blocks import RotaryTables, wrap_block
+from mochi_lora.engine.blocks import RotaryTables, wrap_blocks
 from mochi_lora.engine.plan import Plan
 
 _TIME_SCALE = 1000.0
@@ -59,7 +59,7 @@ class VelocityModel(nn.Module):
         self.transformer = transformer
         self.plan = plan
         install_attention(transformer, plan.attention)
-        self._blocks = [wrap_block(block, plan.checkpointing) for block in transformer.transformer_blocks]
+        self._blocks = wrap_blocks(transformer.transformer_blocks, plan)
 
     @property
     def device(self) -> torch.device:
