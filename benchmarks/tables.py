@@ -1,6 +1,6 @@
-"""Writes the tables in the documentation from the committed result files; `--check` only compares.
+"""Writes the tables in the documentation from the committed result files and constants; `--check` only compares.
 
-    python benchmarks/tables.py [--check]
+    python benchmarks/tables.py [--check] [PAGE ...]
 
 A table stands between `<!-- table: train_step -->` and `<!-- end table -->`. Of repeated cases the newest line counts.
 """
@@ -9,11 +9,22 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from mochi_lora.commands.workloads import Base, training_work
+from mochi_lora.config.schema import Config
+from mochi_lora.engine.cards import cards
+from mochi_lora.engine.choice import choose, room_of
+from mochi_lora.engine.plan import Plan
+from mochi_lora.engine.workload import ModelSize
+from mochi_lora.errors import UserError
+from mochi_lora.spec import Bucket
+
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md",)
+PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
 
@@ -21,8 +32,10 @@ def main() -> int:
     """Returns 1 if `--check` finds a page that is not what the results say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, fail if a page is out of date")
-    check = parser.parse_args().check
-    stale = [page for page in PAGES if page.read_text(encoding="utf-8") != filled(page.read_text(encoding="utf-8"))]
+    parser.add_argument("pages", nargs="*", type=Path, default=PAGES, metavar="PAGE", help="default: every page with a table")
+    arguments = parser.parse_args()
+    check = arguments.check
+    stale = [page for page in arguments.pages if page.read_text(encoding="utf-8") != filled(page.read_text(encoding="utf-8"))]
     for page in stale:
         if check:
             print(f"{page}: out of date; run python benchmarks/tables.py")
@@ -37,37 +50,75 @@ def filled(text: str) -> str:
     return _BLOCK.sub(lambda match: f"{match[1]}{table(match[2])}{match[3]}", text)
 
 
-def table(benchmark: str) -> str:
-    """Markdown table of one result file."""
-    lines = (ROOT / "benchmarks" / "results" / f"{benchmark}.jsonl").read_text(encoding="utf-8").splitlines()
-    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for line in map(json.loads, lines):
-        newest[_case(line)] = line
-    head = "| Trainer | GPU | Frames | Base | Attention | Checkpointing | s / step | Allocated GiB | Reserved GiB |\n"
-    rows = (_row(line) for _, line in sorted(newest.items(), key=lambda item: (item[0][0], str(item[0]))))
-    return head + "|---|---|---|---|---|---|---|---|---|\n" + "".join(rows)
+def table(name: str) -> str:
+    """Markdown of one table: measured steps, errors of the choices, or what is predicted for cards of many sizes."""
+    return {"train_step": _steps, "plan_errors": _errors, "predicted": _predicted}[name]()
+
+
+def _lines(benchmark: str) -> list[dict[str, Any]]:
+    path = ROOT / "benchmarks" / "results" / f"{benchmark}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))
+
+
+def _steps() -> str:
+    newest = {_case(line): line for line in _lines("train_step") if not line.get("error")}
+    ordered = [line for _, line in sorted(newest.items(), key=lambda item: (item[0][0], str(item[0])))]
+    head = ("Trainer", "GPU", "Cap", "Clip", "Plan", "s / step", "predicted", "GiB allocated", "predicted", "reserved")
+    return _markdown(head, map(_step_row, ordered))
 
 
 def _case(line: dict[str, Any]) -> tuple[Any, ...]:
-    plan = json.dumps(line["plan"], sort_keys=True)
+    plan = str(Plan(**line["plan"]))
     return (line["frames"], line["height"], line["width"], line["gpu"], line["trainer"], plan, line["memory_cap_gib"])
 
 
-def _row(line: dict[str, Any]) -> str:
-    seconds, plan = line["step_seconds"], line["plan"]
-    timing = f"{seconds['median']:.2f} ({seconds['min']:.2f} to {seconds['max']:.2f}, {line['steps']} steps)"
-    cells = (
+def _step_row(line: dict[str, Any]) -> list[str]:
+    seconds, predicted = line["step_seconds"], line.get("predicted") or {}
+    return [
         line["trainer"],
         line["gpu"],
+        f"{line['memory_cap_gib']:.0f} GiB" if line["memory_cap_gib"] else "none",
         f"{line['frames']} at {line['height']}x{line['width']}",
-        plan["precision"],
-        "its own" if line["trainer"] == "diffusers" else plan["attention"],
-        plan["checkpointing"],
-        timing,
+        "its own, bf16" if line["trainer"] == "diffusers" else str(Plan(**line["plan"])),
+        f"{seconds['median']:.2f} ({seconds['min']:.2f} to {seconds['max']:.2f}, {line['steps']} steps)",
+        f"{predicted['step_seconds']:.2f}" if predicted else "",
         f"{line['allocated_gib']:.1f}",
+        f"{predicted['allocated_gib']:.1f}" if predicted else "",
         f"{line['peak_gib']:.1f}",
-    )
-    return f"| {' | '.join(cells)} |\n"
+    ]
+
+
+def _errors() -> str:
+    whole = [line for line in _lines("plan_errors") if not line.get("error")]
+    newest = {(line["gpu"], line["gate"], str(Plan(**line["plan"]))): line for line in whole}
+    head = ("GPU", "Gates", "Plan", "Velocity", "Adapter gradient", "Worst tensor's gradient")
+    figures = ("velocity_error", "gradient_error", "worst_gradient_error")
+    rows = [[gpu, f"{gate}", plan, *(f"{line[name]:.1e}" for name in figures)] for (gpu, gate, plan), line in newest.items()]
+    return _markdown(head, rows) if rows else "Not measured yet.\n"
+
+
+def _predicted() -> str:
+    """Of the committed constants: the fastest plan on each card, at three lengths."""
+    rows = []
+    for card, frames in product(cards(), (37, 85, 163)):
+        config = Config()
+        base = Base(ModelSize.of({}), None)
+        work = training_work(config, base, [Bucket(frames, 480, 848)])
+        try:
+            pick = choose(config.engine, work, card, room_of(card.memory_gib, 64.0), card.fastest_attention()).pick
+        except UserError:
+            rows.append([card.name, str(frames), "none fits", "", "", ""])
+            continue
+        low, high = (factor * pick.seconds for factor in card.spread)
+        pace = f"{low:.1f}" if low == high else f"{low:.1f} to {high:.1f}"
+        rows.append(
+            [card.name, str(frames), str(pick.plan), f"{pick.footprint.device:.1f}", f"{pick.footprint.host:.0f}", pace]
+        )
+    return _markdown(("GPU", "Frames", "Plan", "GiB", "GiB on the host", "s / step"), rows)
 
 
 if __name__ == "__main__":

@@ -1,52 +1,52 @@
 """Seconds and memory of one training step of the full-size Mochi with random weights, one JSON line per case.
 
     python benchmarks/train_step.py --frames 37
-    python benchmarks/train_step.py --frames 37 163 --trainer mochi-lora diffusers
+    python benchmarks/train_step.py --frames 37 163 --plan precision=fp8,attention=flash4,checkpointing=none,compile=true
+    python benchmarks/train_step.py --plans plans.jsonl --stock --profile
+    python benchmarks/train_step.py --errors
 
-`mochi-lora` runs the project's own step with its cache, data loader, optimiser and health check. `diffusers` is the
-yardstick: stock model, stock processor, PEFT LoRA on the same modules, its own checkpointing, AdamW. Both learn random
-latents; nothing about quality is claimed. Predictions and outcomes belong into benchmarks/LOG.md.
+`mochi-lora` runs the project's own step with its cache, data loader, optimiser and health check. `--stock` adds the
+yardstick: diffusers' model and processor, PEFT LoRA on the same modules, its own checkpointing, AdamW. Both learn random
+latents; nothing about quality is claimed. A line is on disk before the next case starts, with what was predicted. Cases of one
+precision and swap share a model. Predictions and outcomes belong into benchmarks/LOG.md.
 """
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from importlib.metadata import version
-from itertools import repeat
+from itertools import groupby, repeat
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from diffusers import MochiTransformer3DModel
 from peft import LoraConfig
 
-from mochi_lora.config.schema import AdapterConfig, ObjectiveConfig, TrainConfig
-from mochi_lora.data.cache import Cache
-from mochi_lora.data.index import IndexEntry
-from mochi_lora.data.plan import BatchPlan, Share
-from mochi_lora.data.samples import Posterior, TextEmbedding
+from mochi_lora.config.engine import checkpointing_runs
+from mochi_lora.config.schema import AdapterConfig, TrainConfig
+from mochi_lora.engine.cards import card_of
+from mochi_lora.engine.choice import forecast
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.precision import compute_dtype
+from mochi_lora.engine.swap import home_of
+from mochi_lora.engine.workload import AdapterSize, ModelSize, Workload
 from mochi_lora.model import adapter as lora
-from mochi_lora.model.flow import LatentStats
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import random_transformer
 from mochi_lora.spec import TRANSFORMER_PARAMETERS, Bucket
-from mochi_lora.training.batches import MicroSteps, SampleSource, steps_from
-from mochi_lora.training.health import Health
-from mochi_lora.training.optimizer import build_optimizer
-from mochi_lora.training.trainer import Learner, train_step
+from mochi_lora.training.trial import TEXT_TOKENS, Step, Trial, random_steps, run_trial
 
-RESULTS = Path(__file__).parent / "results" / "train_step.jsonl"
-CLIPS = 8
-TEXT_TOKENS = (120, 96, 143, 120, 80, 120, 171, 110)  # captions differ in length, as real ones do
-Step = Callable[[], tuple[torch.Tensor, int]]  # -> (loss on the device, visual tokens)
+RESULTS = Path(__file__).parent / "results"
+GIB = 2**30
+STOCK = "diffusers"
 
 
 @dataclass(frozen=True)
@@ -55,117 +55,196 @@ class Case:
 
     trainer: str
     bucket: Bucket
-    rank: int
     plan: Plan
-    warmup: int
-    steps: int
-
-
-@dataclass(frozen=True)
-class Setup:
-    """The model with its adapter, shared by the cases of one trainer."""
-
-    transformer: MochiTransformer3DModel
-    parameters: dict[str, torch.nn.Parameter]
-    device: torch.device
+    cap_gib: float | None
 
 
 def main() -> None:
-    """Run every (trainer, frames) case on one model per trainer."""
-    arguments = _arguments()
+    """Run every case; a case that runs out of memory or fails is a line with its error, and the next one starts."""
+    arguments = parsed()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if arguments.memory_cap_gib and device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory / 2**30
-        torch.cuda.set_per_process_memory_fraction(arguments.memory_cap_gib / total)
-    plan = Plan(device.type, arguments.precision, arguments.attention, arguments.checkpointing)
-    for trainer in arguments.trainer:
-        transformer = random_transformer(_model_config(arguments), device=device, precision=plan.precision)
-        count = sum(parameter.numel() for parameter in transformer.parameters())
-        _say(f"{trainer}: {count:,} parameters (full size: {TRANSFORMER_PARAMETERS:,})")
-        setup = Setup(transformer, _attach(trainer, transformer, arguments.rank), device)
-        for frames in arguments.frames:
-            bucket = Bucket(frames, arguments.height, arguments.width)
-            case = Case(trainer, bucket, arguments.rank, plan, arguments.warmup, arguments.steps)
-            line = measure(case, setup) | {"memory_cap_gib": arguments.memory_cap_gib, "layers": arguments.layers}
-            arguments.output.parent.mkdir(parents=True, exist_ok=True)
-            with arguments.output.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
-            _say(json.dumps(line))
-        del transformer, setup
+    if arguments.errors:
+        import plan_errors  # noqa: PLC0415 - beside this file
+
+        plan_errors.run(device, layers=min(arguments.layers, 3), heads=arguments.heads, output=arguments.errors_output)
+        return
+    for _, group in groupby(cases(arguments, device), key=_model_of):
+        mine = list(group)
+        bench = Bench(arguments, mine[0], device)
+        for case in mine:
+            append(arguments.output, bench.line(case))
+        del bench
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
 
-def measure(case: Case, setup: Setup) -> dict[str, Any]:
-    """Warm up, then time `case.steps` steps one by one; the device is waited for at the end of each."""
-    cuda = setup.device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    with tempfile.TemporaryDirectory() as folder:
-        steps = our_steps(case, setup, Path(folder)) if case.trainer == "mochi-lora" else stock_steps(case, setup)
-        seconds, losses, tokens = [], [], 0
+def cases(arguments: argparse.Namespace, device: torch.device) -> list[Case]:
+    """In the order given, those of one model next to each other."""
+    plans = [_plan(text, device) for text in arguments.plan]
+    plans += [_plan_of(json.loads(line), device) for path in arguments.plans for line in path.read_text().splitlines() if line]
+    plans = plans or [Plan(device.type, "bf16" if device.type == "cuda" else "fp32", "auto", "full")]
+    buckets = [Bucket(frames, arguments.height, arguments.width) for frames in arguments.frames]
+    found = [Case("mochi-lora", bucket, plan, arguments.memory_cap_gib) for plan in plans for bucket in buckets]
+    if arguments.stock:
+        whole = replace(plans[0], precision="bf16" if device.type == "cuda" else "fp32", attention="auto", checkpointing="full")
+        stock = replace(whole, block_swap=0, compile=False)
+        found += [Case(STOCK, bucket, stock, arguments.memory_cap_gib) for bucket in buckets]
+    models = list(dict.fromkeys(_model_of(case) for case in found))
+    return sorted(found, key=lambda case: models.index(_model_of(case)))
+
+
+class Bench:
+    """A transformer with its adapter, and the cases that run on it."""
+
+    def __init__(self, arguments: argparse.Namespace, case: Case, device: torch.device) -> None:
+        self._arguments, self._device = arguments, device
+        if case.cap_gib and device.type == "cuda":
+            total = torch.cuda.get_device_properties(device).total_memory / GIB
+            torch.cuda.set_per_process_memory_fraction(case.cap_gib / total)
+        # Mochi-1's published dimensions are the class's defaults; --layers and --heads make it small enough to try.
+        self._dimensions = {"num_layers": arguments.layers, "num_attention_heads": arguments.heads}
         start = time.perf_counter()
-        for step in steps:
-            loss, tokens = step()
-            losses.append(float(loss))  # waits
-            seconds.append(time.perf_counter() - start)
-            start = time.perf_counter()
-    timed = seconds[case.warmup :]
+        home = partial(home_of, depth=arguments.layers, plan=case.plan) if case.plan.block_swap else None
+        self._transformer = random_transformer(self._dimensions, device=device, precision=case.plan.precision, home=home)
+        self._model: VelocityModel | None = None
+        self._parameters = attach(case.trainer, self._transformer, arguments.rank)
+        count = ModelSize.of(self._dimensions).parameters
+        say(f"{case.trainer}, {case.plan.precision}: {count:,} parameters (full size {TRANSFORMER_PARAMETERS:,}), "
+            f"{time.perf_counter() - start:.0f} s to make")  # fmt: skip
+
+    def line(self, case: Case) -> dict[str, Any]:
+        """Measure one case. What it fails with is recorded instead of figures."""
+        common = self._common(case)
+        say(f"{case.trainer} {case.bucket}: {case.plan}")
+        try:
+            return common | self._measured(case)
+        except (torch.OutOfMemoryError, RuntimeError, NotImplementedError) as error:
+            return common | {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+
+    def _measured(self, case: Case) -> dict[str, Any]:
+        arguments = self._arguments
+        with tempfile.TemporaryDirectory() as folder:
+            steps = self._steps(case, Path(folder), arguments.warmup + arguments.steps)
+            trial = run_trial(steps, self._device, arguments.warmup)
+            found = figures(trial)
+            if arguments.profile and self._device.type == "cuda":
+                found |= profiled(list(self._steps(case, Path(folder), 5)), self._device, arguments.profile_folder, case)
+        return found
+
+    def _steps(self, case: Case, folder: Path, count: int) -> Iterator[Step]:
+        if case.trainer == STOCK:
+            return stock_steps(case, self._transformer, self._parameters, self._device, count)
+        if self._model is None or self._model.plan != case.plan:
+            torch.compiler.reset()
+            self._model = VelocityModel(self._transformer, case.plan)
+        settings = TrainConfig(steps=count, warmup_steps=0)
+        return random_steps(self._model, self._parameters, case.bucket, settings, folder)
+
+    def _common(self, case: Case) -> dict[str, Any]:
+        cuda = self._device.type == "cuda"
+        return {
+            "benchmark": "train_step",
+            "trainer": case.trainer,
+            "gpu": torch.cuda.get_device_name() if cuda else "none (CPU)",
+            "world_size": 1,
+            "frames": case.bucket.frames,
+            "height": case.bucket.height,
+            "width": case.bucket.width,
+            "rank": self._arguments.rank,
+            "layers": self._arguments.layers,
+            "plan": asdict(case.plan),
+            "memory_cap_gib": case.cap_gib,
+            "predicted": self._predicted(case) if cuda and case.trainer != STOCK else None,
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in ("torch", "diffusers", "peft")},
+        }
+
+    def _predicted(self, case: Case) -> dict[str, float]:
+        count = sum(parameter.numel() for parameter in self._parameters.values())
+        work = Workload(ModelSize.of(self._dimensions), case.bucket, 1, 1, AdapterSize(count, 8, averaged=False), None)
+        told = forecast(case.plan, work, card_of(self._device))
+        step = dict(told.footprint.moments)["training"]
+        return {"step_seconds": told.seconds, "allocated_gib": step, "pinned_gib": told.footprint.pinned}
+
+
+def figures(trial: Trial) -> dict[str, Any]:
+    """The measured fields of a line."""
+    timed = trial.seconds
     return {
-        "benchmark": "train_step",
-        "trainer": case.trainer,
-        "gpu": torch.cuda.get_device_name() if cuda else "none (CPU)",
-        "world_size": 1,
-        "frames": case.bucket.frames,
-        "height": case.bucket.height,
-        "width": case.bucket.width,
-        "rank": case.rank,
-        "plan": asdict(case.plan),
         "step_seconds": {"min": min(timed), "median": statistics.median(timed), "max": max(timed)},
-        "first_step_seconds": seconds[0],
+        "first_step_seconds": trial.first_seconds,
         "steps": len(timed),
-        "peak_gib": torch.cuda.max_memory_reserved() / 2**30 if cuda else None,
-        "allocated_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
-        "tokens_per_second": tokens / statistics.median(timed),
-        "finite": bool(torch.isfinite(torch.tensor(losses)).all()),
-        "losses": [round(loss, 6) for loss in losses],
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "diffusers", "peft")},
+        "peak_gib": trial.reserved_gib,
+        "allocated_gib": trial.allocated_gib,
+        "tokens_per_second": trial.tokens / statistics.median(timed),
+        "finite": bool(torch.isfinite(torch.tensor(trial.losses)).all()),
+        "losses": [round(loss, 6) for loss in trial.losses],
     }
 
 
-def _attach(trainer: str, transformer: MochiTransformer3DModel, rank: int) -> dict[str, torch.nn.Parameter]:
+def profiled(steps: list[Step], device: torch.device, folder: Path, case: Case) -> dict[str, Any]:
+    """Host waits inside a step, the share of two steps' time in which no kernel ran, and a file with the longest kernels."""
+    for step in steps[:2]:
+        step()
+    torch.cuda.synchronize(device)
+    waits = host_waits(steps[2])
+    activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profile:
+        start = time.perf_counter()
+        for step in steps[3:5]:
+            step()
+        torch.cuda.synchronize(device)
+        wall = time.perf_counter() - start
+    kernels = [event for event in profile.profiler.kineto_results.events() if "cuda" in str(event.device_type()).lower()]
+    spans = [(event.start_ns(), event.start_ns() + event.duration_ns()) for event in kernels]
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{case.bucket}-{case.plan.precision}-{case.plan.attention}-{case.plan.checkpointing}-{case.plan.block_swap}"
+    table = profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=90)
+    (folder / f"{name.replace(':', '_').replace(',', '+')}.txt").write_text(table)
+    return {"gpu_idle_share": 1 - busy_seconds(spans) / wall, "host_waits_per_step": waits}
+
+
+def host_waits(step: Step) -> int:
+    """Synchronising calls in one step, as torch's debug mode warns of them; the health check's own is not one of the step's."""
+    import warnings  # noqa: PLC0415 - this function alone
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    waits = [warning for warning in caught if "synchroniz" in str(warning.message)]
+    return sum("health.py" not in warning.filename for warning in waits)
+
+
+def busy_seconds(spans: list[tuple[int, int]]) -> float:
+    """Length of the union of intervals in nanoseconds: kernels on several streams overlap."""
+    total, reached = 0, -1
+    for begin, end in sorted(spans):
+        total += max(0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total / 1e9
+
+
+def attach(trainer: str, transformer: MochiTransformer3DModel, rank: int) -> dict[str, torch.nn.Parameter]:
     """Joint attention in both; the suffix list a diffusers user would write also hits the caption pooler."""
-    if trainer == "mochi-lora":
+    if trainer != STOCK:
         return lora.attach(transformer, AdapterConfig(rank=rank, alpha=rank), seed=0)
     targets = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
     transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), lora.TRAINED)
     return lora.trainable(transformer)
 
 
-def our_steps(case: Case, setup: Setup, folder: Path) -> Iterator[Step]:
-    """The project's own step, loader and health check over a cache written for the occasion."""
-    settings = TrainConfig(steps=case.warmup + case.steps, warmup_steps=0)
-    transformer, parameters, device = setup.transformer, setup.parameters, setup.device
-    accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu")
-    model = VelocityModel(transformer, case.plan).train()
-    optimizer = build_optimizer(settings, parameters.values())
-    learner = Learner(accelerator, model, parameters, optimizer, None, settings, ObjectiveConfig(), seed=0)
-    health = Health(device, folder, rank=0)
-    share = Share(batch_size=1, accumulation=1)
-    micro_steps = MicroSteps(_source(case, transformer, folder), BatchPlan((case.bucket,) * CLIPS, 0, 1), share)
-    for number, batches in steps_from(micro_steps, share, 0, settings.steps, workers=2, pin=device.type == "cuda"):
-
-        def step(number: int = number, batches: list = batches) -> tuple[torch.Tensor, int]:
-            result = train_step(learner, health, number, batches)
-            health.check()
-            return result.loss, result.tokens
-
-        yield step
-
-
-def stock_steps(case: Case, setup: Setup) -> Iterator[Step]:
+def stock_steps(
+    case: Case,
+    transformer: MochiTransformer3DModel,
+    parameters: dict[str, torch.nn.Parameter],
+    device: torch.device,
+    count: int,
+) -> Iterator[Step]:
     """diffusers + PEFT as a user would write it; the batch stands ready on the device."""
-    transformer, parameters, device = setup.transformer, setup.parameters, setup.device
     transformer.enable_gradient_checkpointing()
     transformer.train()
     optimizer = torch.optim.AdamW(parameters.values(), lr=1e-4, fused=True)
@@ -186,51 +265,76 @@ def stock_steps(case: Case, setup: Setup) -> Iterator[Step]:
         optimizer.zero_grad()
         return loss.detach(), case.bucket.tokens
 
-    yield from repeat(step, case.warmup + case.steps)
+    yield from repeat(step, count)
 
 
-def _source(case: Case, transformer: MochiTransformer3DModel, folder: Path) -> SampleSource:
-    """A cache of random latents and captions."""
-    cache = Cache(folder)
-    generator = torch.Generator().manual_seed(0)
-    shape = case.bucket.latent_shape
-    entries = []
-    for number, tokens in zip(range(CLIPS), TEXT_TOKENS, strict=True):
-        key = f"{number:032d}"
-        mean = torch.randn(shape, generator=generator)
-        cache.write_latents(key, Posterior(mean, torch.full(shape, -6.0)), {})
-        text = torch.randn(tokens, transformer.config.text_embed_dim, generator=generator)
-        cache.write_text(key, TextEmbedding(text), {})
-        entries.append(IndexEntry(f"clip {number}", key, str(case.bucket), key, key, "", "train"))
-    channels = case.bucket.latent_shape[0]
-    return SampleSource(cache, tuple(entries), LatentStats((0.0,) * channels, (1.0,) * channels), ObjectiveConfig(), seed=0)
+def append(path: Path, line: dict[str, Any]) -> None:
+    """Print a line and put it on disk now: a call that is killed loses the case in progress alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        stream.write(json.dumps(line) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    say(json.dumps(line))
 
 
-def _model_config(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Mochi-1's published dimensions are the class's defaults; --layers and --heads make it small enough to try."""
-    return {"num_layers": arguments.layers, "num_attention_heads": arguments.heads}
-
-
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Progress, at once even into a pipe."""
     print(text, flush=True)
 
 
-def _arguments() -> argparse.Namespace:
+def _model_of(case: Case) -> tuple[object, ...]:
+    """Cases that can share a transformer. Swapped weights are placed for good, so such a plan has one of its own."""
+    return case.trainer, case.plan.precision, case.plan if case.plan.block_swap else None, case.cap_gib
+
+
+def _plan(text: str, device: torch.device) -> Plan:
+    """`precision=fp8,checkpointing=attention_saved:36,none,compile=true`: a comma without `=` after it belongs to the value."""
+    words: dict[str, str] = {}
+    name = ""
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        name = key if equals else name
+        words[name] = value if equals else f"{words[name]},{part}"
+    return _plan_of(words, device)
+
+
+def _plan_of(words: dict[str, Any], device: torch.device) -> Plan:
+    """Raises ValueError for a name that a plan does not have."""
+    if strangers := words.keys() - {field.name for field in fields(Plan)}:
+        raise ValueError(
+            f"{', '.join(sorted(strangers))}: no part of a plan; they are {', '.join(f.name for f in fields(Plan))}"
+        )
+    basis: dict[str, Any] = (
+        {"precision": "bf16", "attention": "auto", "checkpointing": "full"} | words | {"device": device.type}
+    )
+    checkpointing_runs(basis["checkpointing"])
+    for name in ("compile", "cpu_offload"):
+        basis[name] = str(basis.get(name, False)).lower() == "true"
+    basis["block_swap"] = int(basis.get("block_swap", 0))
+    return Plan(**basis)
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, nargs="+", default=[37])
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--width", type=int, default=848)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--trainer", nargs="+", choices=("mochi-lora", "diffusers"), default=["mochi-lora"])
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
-    parser.add_argument("--attention", choices=("auto", "cudnn", "flash", "efficient", "math"), default="auto")
-    parser.add_argument("--checkpointing", choices=("full", "none"), default="full")
+    parser.add_argument("--plan", action="append", default=[], metavar="PART=VALUE,...", help="may be given several times")
+    parser.add_argument("--plans", type=Path, nargs="+", default=[], metavar="FILE", help="JSON lines, one plan each")
+    parser.add_argument("--stock", action="store_true", help="also stock diffusers + PEFT, in the same call")
     parser.add_argument("--warmup", type=int, default=2, help="untimed steps")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument("--memory-cap-gib", type=float, help="torch.cuda.set_per_process_memory_fraction for the whole run")
+    parser.add_argument("--profile", action="store_true", help="then five more steps: GPU idle share, host waits, top kernels")
+    parser.add_argument("--profile-folder", type=Path, default=Path("profiles"), help="where the tables of kernels go")
+    parser.add_argument("--errors", action="store_true", help="instead: every choice against eager bf16 on a few blocks")
+    parser.add_argument("--errors-output", type=Path, default=RESULTS / "plan_errors.jsonl")
     parser.add_argument("--layers", type=int, default=48, help="fewer to try it out")
     parser.add_argument("--heads", type=int, default=24, help="fewer to try it out")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULTS / "train_step.jsonl")
     return parser.parse_args()
 
 

@@ -13,18 +13,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mochi_lora import __version__, cli_adapters
+from mochi_lora import __version__, cli_adapters, cli_demo
 from mochi_lora.config.load import dump_config, find_config, load_config
 from mochi_lora.config.problems import ConfigError, near_settings
 from mochi_lora.config.reference import json_schema, reference_yaml
-from mochi_lora.config.requests import AdapterChoice, EvaluationRequest, SampleRequest, read_prompts
+from mochi_lora.config.requests import AdapterChoice, EvaluationRequest, PlanRequest, SampleRequest, read_prompts
 from mochi_lora.config.schema import Config
 from mochi_lora.console import errors, hush_libraries
 from mochi_lora.errors import UserError
 
 _OVERRIDE = re.compile(r"--\w+(\.\w+)+(=.*)?", re.DOTALL)
 _INTERRUPTED = 130
-# As in the rooms of the drawn world, which would bring numpy and torch into `--help`.
+# As in the rooms that own them, which would bring numpy and torch into `--help`.
+PRECISIONS = ("bf16", "fp32")
 STYLES = ("base", "chalk")
 MOTIONS = ("left", "right", "up", "down", "still", "grows", "circles")
 
@@ -86,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mochi-lora {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
+    _add_download(commands.add_parser("download", help="the base model onto this machine, resumable", allow_abbrev=False))
+    doctor = commands.add_parser("doctor", help="is this machine fit? GPU, disk, packages, model files", allow_abbrev=False)
+    _add_optional_config(doctor)
+    doctor.add_argument("--json", action="store_true", help="the findings as JSON on stdout instead of a table")
+    doctor.set_defaults(run=_doctor)
     prepare = commands.add_parser("prepare", help="raw footage -> a table of clips: split, filter, caption", allow_abbrev=False)
     _add_config(prepare)
     prepare.add_argument("--only", choices=("split", "filter"), help="one step instead of all")
@@ -101,9 +107,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(sheet)
     sheet.add_argument("--output", type=Path, metavar="FILE", help="page to write; default: RUN/dataset.html")
     sheet.set_defaults(run=_sheet)
+    _add_plan(commands.add_parser("plan", help="memory, time and money on a GPU, before training", allow_abbrev=False))
     train = commands.add_parser("train", help="cached samples -> adapter; run again to continue", allow_abbrev=False)
     _add_config(train)
     train.add_argument("--fresh", action="store_true", help="start over instead of continuing this run")
+    cli_adapters.add_push(train)
     train.set_defaults(run=_train)
     _add_sample(commands.add_parser("sample", help="base and adapter -> videos", allow_abbrev=False))
     _add_evaluate(commands.add_parser("evaluate", help="base against adapter -> a report: did it work?", allow_abbrev=False))
@@ -119,9 +127,23 @@ def _parser() -> argparse.ArgumentParser:
     tiny.add_argument("--random", type=_count, metavar="SEED", help="random weights of this seed instead of the trained ones")
     tiny.set_defaults(run=_tiny)
     _add_draw(commands.add_parser("draw", help="draw a data set for mochi-tiny: clips with captions", allow_abbrev=False))
+    cli_demo.add_command(commands)
     cli_adapters.add_commands(commands)
     _add_print(commands.add_parser("config", help="print the reference, the schema, or a resolved file", allow_abbrev=False))
     return parser
+
+
+def _add_download(parser: argparse.ArgumentParser) -> None:
+    _add_optional_config(parser)
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="bf16",
+        help="of the transformer's files: bf16 (default, 20 GB, what must stay float32 is fetched apart) or fp32 (40 GB)",
+    )
+    parser.add_argument("--to", type=Path, metavar="DIR", help="a plain folder instead of Hugging Face's cache")
+    parser.add_argument("--verify", action="store_true", help="also compare the checksums of the files that are there already")
+    parser.set_defaults(run=_download)
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
@@ -165,6 +187,11 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "--section.key VALUE changes a setting of the file, for instance --train.steps 500."
 
 
+def _add_optional_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="YAML file, as given or in configs/; without it the defaults")
+    parser.epilog = "--section.key VALUE changes a setting, for instance --model.base OWNER/NAME."
+
+
 def _add_sample(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
     prompts = parser.add_mutually_exclusive_group()
@@ -187,16 +214,17 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sweep", action="store_true", help="the adapters one by one, not together")
     parser.add_argument("--grid", action="store_true", help="also one video: a row per prompt, a column per version")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the videos; what is there already is kept")
-    _add_assume_alpha(parser)
+    cli_adapters.add_assume_alpha(parser)
     parser.set_defaults(run=_sample)
 
 
-def _add_assume_alpha(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--assume-alpha",
-        choices=("rank",),
-        help="what alpha is for adapter files that do not say; they are refused otherwise",
-    )
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument("--gpu", metavar="NAME", help="another GPU than this machine's, for instance 'RTX 4090'")
+    parser.add_argument("--memory", metavar="SIZE", help="a GPU with this memory, for instance 24GiB")
+    parser.add_argument("--price", type=_finite, metavar="USD", help="dollars per hour, instead of the table's")
+    parser.add_argument("--measure", action="store_true", help="also run a few steps on random data, here")
+    parser.set_defaults(run=_plan)
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -208,7 +236,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--from-videos", type=Path, metavar="DIR", help="clips made elsewhere: base/ and adapter/, or a videos.jsonl"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of videos and report; default: RUN/evaluation")
-    _add_assume_alpha(parser)
+    cli_adapters.add_assume_alpha(parser)
     parser.set_defaults(run=_evaluate)
 
 
@@ -246,6 +274,24 @@ def _loaded(arguments: argparse.Namespace) -> Config:
     return load_config(find_config(arguments.config), arguments.overrides)
 
 
+def _loaded_or_default(arguments: argparse.Namespace) -> Config:
+    return load_config(find_config(arguments.config) if arguments.config else None, arguments.overrides)
+
+
+def _download(arguments: argparse.Namespace) -> None:
+    config = _loaded_or_default(arguments)
+    from mochi_lora.commands import download
+
+    download.run(config, precision=arguments.precision, folder=arguments.to, verify=arguments.verify)
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    config = _loaded_or_default(arguments)
+    from mochi_lora.commands import doctor
+
+    doctor.run(config, as_json=arguments.json)
+
+
 def _prepare(arguments: argparse.Namespace) -> None:
     config = _loaded(arguments)
     from mochi_lora.commands import prepare
@@ -263,9 +309,9 @@ def _caption(arguments: argparse.Namespace) -> None:
 def _encode(arguments: argparse.Namespace) -> None:
     config = _loaded(arguments)
     if arguments.plan:
-        from mochi_lora.commands import plan
+        from mochi_lora.commands import encode_plan
 
-        plan.run(config)
+        encode_plan.run(config)
         return
     from mochi_lora.commands import encode
 
@@ -279,11 +325,19 @@ def _sheet(arguments: argparse.Namespace) -> None:
     sheet.run(config, output=arguments.output)
 
 
-def _train(arguments: argparse.Namespace) -> None:
+def _plan(arguments: argparse.Namespace) -> None:
     config = _loaded(arguments)
+    request = PlanRequest(arguments.gpu, arguments.memory, arguments.price, measure=arguments.measure)
+    from mochi_lora.commands import plan
+
+    plan.run(config, request)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    config, push = _loaded(arguments), cli_adapters.hub_target(arguments)
     from mochi_lora.commands import train
 
-    train.run(config, fresh=arguments.fresh)
+    train.run(config, fresh=arguments.fresh, push=push)
 
 
 def _sample(arguments: argparse.Namespace) -> None:
@@ -351,8 +405,7 @@ def _draw(arguments: argparse.Namespace) -> None:
 
 def _print_config(arguments: argparse.Namespace) -> None:
     if arguments.what == "show":
-        path = find_config(arguments.config) if arguments.config else None
-        sys.stdout.write(dump_config(load_config(path, arguments.overrides)))
+        sys.stdout.write(dump_config(_loaded_or_default(arguments)))
         return
     if arguments.config:
         raise ConfigError(f"config {arguments.what} does not depend on --config; leave it out, or use config show")

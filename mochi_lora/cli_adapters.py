@@ -1,18 +1,20 @@
-"""The words `convert` and `lora` of the command line. As in `cli`, heavy rooms wait for the command that needs them."""
+"""The words `convert`, `lora`, `card` and `publish` of the command line. As in `cli`, heavy rooms wait for their command."""
 
 import argparse
 from pathlib import Path
 
+from mochi_lora.config.load import find_config, load_config
 from mochi_lora.config.problems import ConfigError
-from mochi_lora.config.requests import AdapterChoice
+from mochi_lora.config.requests import AdapterChoice, HubTarget
+from mochi_lora.config.schema import Config
 
 # As in the rooms that own them, which would bring torch into `--help`.
 FORMATS = ("diffusers", "genmo", "comfyui")
-BASE_FORMATS = ("diffusers", "genmo")
+BASE_FORMATS = ("diffusers", "genmo", "fp8")
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `convert lora|base` and `lora merge|resize|extract|inspect`."""
+    """Add `convert lora|base`, `lora merge|resize|extract|inspect`, `card` and `publish`."""
     convert = commands.add_parser("convert", help="adapters and bases from and to other makers' formats", allow_abbrev=False)
     kinds = convert.add_subparsers(title="what", required=True, metavar="WHAT")
     _add_convert_lora(kinds.add_parser("lora", help="an adapter: diffusers, Genmo, ComfyUI", allow_abbrev=False))
@@ -23,7 +25,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     resize = verbs.add_parser("resize", help="a lower rank, by singular values", allow_abbrev=False)
     _add_paths(resize, adapter="adapter file of any layout", output="file to write, in the same layout")
     resize.add_argument("--rank", type=_rank, required=True, metavar="R", help="highest rank of a linear")
-    _add_assume_alpha(resize)
+    add_assume_alpha(resize)
     resize.set_defaults(run=_resize)
     extract = verbs.add_parser("extract", help="an adapter out of a fine-tuned base", allow_abbrev=False)
     _add_paths(
@@ -36,8 +38,49 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     extract.set_defaults(run=_extract)
     inspect = verbs.add_parser("inspect", help="rank, alpha, targets, norms, training settings", allow_abbrev=False)
     _add_paths(inspect, adapter="adapter file of any layout")
-    _add_assume_alpha(inspect)
+    add_assume_alpha(inspect)
     inspect.set_defaults(run=_inspect)
+    _add_card(commands.add_parser("card", help="adapter -> a folder to publish: model card, videos", allow_abbrev=False))
+    publish = commands.add_parser("publish", help="that folder -> the Hugging Face hub", allow_abbrev=False)
+    _add_config(publish)
+    publish.add_argument("--repo", required=True, metavar="OWNER/NAME", help="repository; made where there is none")
+    publish.add_argument("--folder", type=Path, metavar="DIR", help="a folder that `card` wrote; default: RUN/publish")
+    _add_private(publish)
+    publish.set_defaults(run=_publish)
+
+
+def add_push(train: argparse.ArgumentParser) -> None:
+    """Add --push-to-hub and --private."""
+    train.add_argument("--push-to-hub", metavar="OWNER/NAME", help="at the end, publish adapter and card there")
+    _add_private(train)
+
+
+def hub_target(arguments: argparse.Namespace) -> HubTarget | None:
+    """Where `train` is to publish."""
+    if arguments.push_to_hub is None and arguments.private:
+        raise ConfigError("--private is about the repository; give --push-to-hub OWNER/NAME as well, or leave it out")
+    return HubTarget(arguments.push_to_hub, arguments.private) if arguments.push_to_hub else None
+
+
+def _add_private(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--private", action="store_true", help="a repository that you alone see; without, a new one is public")
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE", help="the run's YAML file, as given or in configs/")
+
+
+def _add_card(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument("--adapter", type=Path, metavar="FILE", help="instead of the run's final one")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write; default: RUN/publish")
+    parser.add_argument(
+        "--license",
+        default="unknown",
+        metavar="ID",
+        help="licence of the adapter, as the hub calls it, such as cc-by-4.0",
+    )
+    parser.set_defaults(run=_card)
 
 
 def _add_convert_lora(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +92,7 @@ def _add_convert_lora(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="at most this rank per linear of that layout, by singular values; default: exact",
     )
-    _add_assume_alpha(parser)
+    add_assume_alpha(parser)
     parser.set_defaults(run=_convert_lora)
 
 
@@ -59,10 +102,16 @@ def _add_convert_base(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="IN",
-        help="dit.safetensors; or encoder.safetensors and decoder.safetensors; or, to genmo, a transformer or vae folder",
+        help="dit.safetensors; or encoder.safetensors and decoder.safetensors; or, to genmo, a transformer or vae folder; or, "
+        "to fp8, dit.safetensors or a transformer folder",
     )
     parser.add_argument("output", type=Path, metavar="OUT", help="folder to write; to genmo also a .safetensors file")
-    parser.add_argument("--to", choices=BASE_FORMATS, default="diffusers", help="layout to write (default diffusers)")
+    parser.add_argument(
+        "--to",
+        choices=BASE_FORMATS,
+        default="diffusers",
+        help="layout to write (default diffusers); fp8 is half the size, for engine.precision fp8",
+    )
     parser.set_defaults(run=_convert_base)
 
 
@@ -75,7 +124,7 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--rank", type=_rank, metavar="R", help="at most this rank, by singular values; default: all ranks, exact")
     how.add_argument("--into-base", type=Path, metavar="FOLDER", help="transformer or model folder to add the sum to")
     parser.add_argument("--float32", action="store_true", help="with --into-base: store the changed linears in float32")
-    _add_assume_alpha(parser)
+    add_assume_alpha(parser)
     parser.set_defaults(run=_merge)
 
 
@@ -84,7 +133,8 @@ def _add_paths(parser: argparse.ArgumentParser, **helps: str) -> None:
         parser.add_argument(name, type=Path, metavar=name.upper(), help=told)
 
 
-def _add_assume_alpha(parser: argparse.ArgumentParser) -> None:
+def add_assume_alpha(parser: argparse.ArgumentParser) -> None:
+    """Add --assume-alpha, for every command that reads adapter files."""
     told = "what alpha is for adapter files that do not say; they are refused otherwise"
     parser.add_argument("--assume-alpha", choices=("rank",), help=told)
 
@@ -149,6 +199,25 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from mochi_lora.commands import lora_inspect
 
     lora_inspect.run(arguments.adapter, assume_alpha_is_rank=arguments.assume_alpha == "rank")
+
+
+def _card(arguments: argparse.Namespace) -> None:
+    config = _loaded(arguments)
+    from mochi_lora.commands import card
+
+    card.run(config, adapter=arguments.adapter, output=arguments.output, licence=arguments.license)
+
+
+def _publish(arguments: argparse.Namespace) -> None:
+    config = _loaded(arguments)
+    from mochi_lora.commands import publish
+    from mochi_lora.commands.run_folder import card_folder
+
+    publish.run(arguments.folder or card_folder(config), HubTarget(arguments.repo, arguments.private))
+
+
+def _loaded(arguments: argparse.Namespace) -> Config:
+    return load_config(find_config(arguments.config), arguments.overrides)
 
 
 def _refuse_settings(arguments: argparse.Namespace, command: str) -> None:

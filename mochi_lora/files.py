@@ -64,15 +64,17 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def only_one(folder: Path, what: str) -> Iterator[None]:
-    """Hold `folder` against a second process; the system lets go when we die. Raises UserError if somebody else has it.
+def only_one(folder: Path, what: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold `folder` against a second process; the system lets go when we die.
+
+    Somebody else who has it is waited for with `wait`, and a UserError without.
 
     The lock lies beside the folder, which may be renamed or not be there yet.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f".{folder.name}.lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             message = f"{folder}: another process is {what} here; wait for it, stop it, or choose another folder"
             raise UserError(message) from error

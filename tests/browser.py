@@ -65,18 +65,19 @@ class Page:
             case "Log.entryAdded" if parameters["entry"]["level"] in ("error", "warning"):
                 self.problems.append(parameters["entry"]["text"])
 
-    def open(self, path: Path, *, width: int = 1280, dark: bool = False) -> None:
-        """Load a file and wait for its load event."""
+    def open(self, place: Path | str, *, width: int = 1280, dark: bool = False) -> None:
+        """Load a file or an address and wait for its load event."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.command("Emulation.setEmulatedMedia", media="screen", features=[scheme])
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         self.command("Emulation.setDeviceMetricsOverride", **size)
         self.loaded = False
-        answer = self.command("Page.navigate", url=path.resolve().as_uri())
-        assert "errorText" not in answer, f"{path}: {answer['errorText']}"
+        url = place if isinstance(place, str) else place.resolve().as_uri()
+        answer = self.command("Page.navigate", url=url)
+        assert "errorText" not in answer, f"{place}: {answer['errorText']}"
         deadline = time.monotonic() + _SECONDS
         while not self.loaded:
-            assert time.monotonic() < deadline, f"{path} did not load"
+            assert time.monotonic() < deadline, f"{place} did not load"
             self._note(json.loads(self.socket.recv(timeout=_SECONDS)))
 
     def evaluate(self, expression: str) -> Any:

@@ -1,11 +1,13 @@
 """Fixtures of the whole session."""
 
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from browser import NAMES, Page, browser, open_browser
 from tiny_commands import EXAMPLES, settings
 
 from mochi_lora.cli import main
@@ -50,3 +52,15 @@ def encoded(tiny: Path, small_clips: Path, tmp_path_factory) -> tuple[list[str],
     words = settings(tiny, small_clips, cache)
     assert main(["encode", *words]) == 0
     return words, cache
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Iterator[Page]:
+    """A tab of a fresh headless Chromium."""
+    if browser() is None:
+        without = f"no Chromium on PATH ({', '.join(NAMES)})"
+        if os.environ.get("CI"):
+            pytest.fail(f"{without}; `.ci/browser` installs one")
+        pytest.skip(without)
+    with open_browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened

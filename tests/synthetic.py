@@ -114,6 +114,11 @@ def same_tensors(first: Path, second: Path) -> bool:
     return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+def counterpart(name: Path, run: Path) -> Path:
+    """What a file of another run, `name` relative to it, is called in `run`: ComfyUI's copy of the card has the run's name."""
+    return name.with_name(f"{run.name}.safetensors") if name.parts[:2] == ("publish", "comfyui") and name.suffix else name
+
+
 def distance(first: Path, second: Path) -> float:
     """Largest difference between two adapter files."""
     one, other = load_file(first), load_file(second)

@@ -1,10 +1,13 @@
-"""Joint attention against a softmax written out, and kernels that do not exist here."""
+"""Joint attention against a softmax written out, in stock's place and compiled, and kernels that do not exist here."""
 
 import pytest
 import torch
+from diffusers.models.attention_processor import MochiAttention
+from diffusers.models.transformers.transformer_mochi import MochiAttnProcessor2_0
 from inputs import normal
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from mochi_lora.engine.attention import JointAttention, attend, check_attention, rotate
+from mochi_lora.engine.attention import JointAttention, attend, check_attention, host_lengths, rotate
 from mochi_lora.errors import UserError
 
 B, S, H, D = 3, 10, 2, 8
@@ -25,7 +28,7 @@ def naive(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: tuple[int,
     return result
 
 
-@pytest.mark.parametrize("attention", ["auto", "math"])
+@pytest.mark.parametrize("attention", ["auto", "flash", "math"])
 @pytest.mark.parametrize("lengths", [LENGTHS, (7, 7, 7), (7, 7, 4), (4, 7, 7), (S, S, S), (1, S, 1)])
 def test_attention_is_the_softmax_over_valid_tokens(attention: str, lengths: tuple[int, ...]) -> None:
     q, k, v = qkv()
@@ -90,6 +93,64 @@ def test_rotation_of_bf16_is_computed_in_float32() -> None:
     turned = rotate(x, angle.cos(), angle.sin())
     assert turned.dtype == torch.bfloat16
     assert torch.equal(turned, rotate(x.float(), angle.cos(), angle.sin()).bfloat16())
+
+
+V, WIDTH, TEXT_WIDTH = 20, H * D, 12
+
+
+@pytest.fixture
+def layer() -> MochiAttention:
+    """Mochi's attention layer with random weights, norms included."""
+    layer = MochiAttention(
+        query_dim=WIDTH,
+        added_kv_proj_dim=TEXT_WIDTH,
+        heads=H,
+        dim_head=D,
+        added_proj_bias=False,
+        out_dim=WIDTH,
+        out_context_dim=TEXT_WIDTH,
+        context_pre_only=False,
+        processor=JointAttention("auto"),
+        eps=1e-5,
+    )
+    for seed, parameter in enumerate(layer.parameters()):
+        parameter.data = normal(*parameter.shape, seed=seed) / 3
+    return layer
+
+
+ANGLE = normal(V, H, D // 2, seed=7)
+
+
+def run(layer: MochiAttention, visual: torch.Tensor, text: torch.Tensor, lengths: object) -> tuple[torch.Tensor, torch.Tensor]:
+    return layer(visual, text, attention_mask=lengths, image_rotary_emb=(ANGLE.cos(), ANGLE.sin()))
+
+
+@pytest.mark.parametrize("lengths", [(5, 5), (5, 2), (1, 5)])
+def test_the_layer_is_stocks_on_valid_tokens(layer: MochiAttention, lengths: tuple[int, ...]) -> None:
+    visual, text = normal(2, V, WIDTH), normal(2, 5, TEXT_WIDTH, seed=1)
+    found = run(layer, visual, text, lengths)
+    of_tensor = run(layer, visual, text, host_lengths(lengths))
+    layer.processor = MochiAttnProcessor2_0()
+    expected = run(layer, visual, text, torch.arange(5) < torch.tensor(lengths).unsqueeze(1))
+    torch.testing.assert_close(found, of_tensor, atol=0, rtol=0)
+    torch.testing.assert_close(found[0], expected[0])
+    for sample, length in enumerate(lengths):
+        torch.testing.assert_close(found[1][sample, :length], expected[1][sample, :length])
+
+
+def test_the_compiled_layer_is_the_eager_one_for_every_caption_after_one_compilation(layer: MochiAttention) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(run, fullgraph=True, backend=counter)
+    visual = normal(1, V, WIDTH).requires_grad_()
+    for size, length in ((5, 5), (9, 9), (2, 0), (2, 1), (30, 30)):
+        text = normal(1, size, TEXT_WIDTH, seed=1)
+        torch._dynamo.mark_dynamic(text, 1)
+        found, exact = compiled(layer, visual, text, host_lengths((length,))), run(layer, visual, text, (length,))
+        torch.testing.assert_close(found, exact)
+        grads = [torch.autograd.grad(sum(stream.square().sum() for stream in pair), visual) for pair in (found, exact)]
+        torch.testing.assert_close(*grads)
+    assert counter.frame_count == 1
 
 
 def test_a_tensor_mask_is_refused() -> None:

@@ -3,16 +3,62 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+
+from mochi_lora.engine import footprint
+from mochi_lora.engine.plan import Plan
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import fit_plan  # noqa: E402
+import train_step  # noqa: E402
 
 
-def test_documentation_tables_follow_from_the_committed_results():
-    run = subprocess.run([sys.executable, "benchmarks/tables.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.slow  # the page of predictions takes half a minute
+@pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
+def test_documentation_tables_follow_from_the_committed_results(page):
+    run = subprocess.run([sys.executable, "benchmarks/tables.py", "--check", page], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_a_table_that_was_edited_by_hand_is_noticed(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: plan_errors -->\nby hand\n<!-- end table -->\n")
+    run = subprocess.run([sys.executable, "benchmarks/tables.py", "--check", page], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "out of date" in run.stdout
+
+
+def test_constants_fitted_on_half_of_the_cells_predict_the_others():
+    found = fit_plan.cells([RESULTS / name for name in fit_plan.FILES])
+    fitted, others = found[::2], found[1::2]
+    assert len(others) >= 5
+    constants = fit_plan.fit(fitted, replace(footprint.fitted(), kept_eager=40.0, moved_compiled=150.0))
+    assert abs(constants.kept_eager - 30) < 4
+    for name, memory, seconds in fit_plan.errors(others, constants):
+        assert abs(memory) < 0.08, name
+        assert abs(seconds) < 0.15, name
+
+
+def test_a_plan_is_read_from_words_and_a_strange_part_is_refused():
+    cpu = torch.device("cpu")
+    plan = train_step._plan("precision=fp8,checkpointing=attention_saved:36,none,block_swap=4,compile=true", cpu)
+    assert plan == Plan("cpu", "fp8", "auto", "attention_saved:36,none", 4, compile=True)
+    assert train_step._plan_of({"compile": False, "block_swap": 2}, cpu) == Plan("cpu", "bf16", "auto", "full", 2)
+    with pytest.raises(ValueError, match="swap: no part of a plan; they are device, precision"):
+        train_step._plan("swap=4", cpu)
+    with pytest.raises(ValueError, match="is not understood"):
+        train_step._plan("checkpointing=half", cpu)
+
+
+def test_time_in_which_a_kernel_runs_counts_once():
+    assert train_step.busy_seconds([(0, 10**9), (5 * 10**8, 2 * 10**9), (3 * 10**9, 4 * 10**9)]) == 3.0
+    assert train_step.busy_seconds([(0, 4 * 10**9), (10**9, 2 * 10**9)]) == 4.0
 
 
 def test_every_committed_line_has_the_agreed_fields():
@@ -22,18 +68,57 @@ def test_every_committed_line_has_the_agreed_fields():
     }  # fmt: skip
     lines = [json.loads(line) for line in (ROOT / "benchmarks/results/train_step.jsonl").read_text().splitlines()]
     assert lines
-    for line in lines:
+    for line in (line for line in lines if "error" not in line):
         assert fields <= line.keys()
         assert line["finite"]
+
+
+@pytest.mark.slow
+def test_the_encode_benchmark_holds_ours_against_diffusers_on_a_small_vae(tmp_path):
+    output = tmp_path / "lines.jsonl"
+    command = [
+        sys.executable,
+        "benchmarks/encode.py",
+        "--frames",
+        "7",
+        "13",
+        "--height",
+        "32",
+        "--width",
+        "48",
+        "--channels",
+        "32",
+    ]
+    command += ["--precision", "fp32", "--steps", "2", "--chunk", "30000", "--exact", "--output", str(output)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    cases = [(line["what"], line["implementation"], line["frames"]) for line in lines]
+    assert cases == [
+        (what, name, frames) for what in ("encode", "decode") for name in ("diffusers", "mochi-lora") for frames in (7, 13)
+    ]
+    for line in lines:
+        assert line["finite"]
+        assert line["clip_seconds"]["min"] > 0
+        assert line["error"] < 1e-5
+        if line["implementation"] == "mochi-lora":
+            assert line["difference"] < 1e-5
 
 
 @pytest.mark.slow
 def test_the_step_benchmark_runs_both_trainers_on_a_small_model(tmp_path):
     output = tmp_path / "lines.jsonl"
     command = [sys.executable, "benchmarks/train_step.py", "--frames", "7", "--height", "32", "--width", "48", "--layers", "2"]
-    command += ["--heads", "6", "--precision", "fp32", "--steps", "2", "--warmup", "1", "--trainer", "mochi-lora", "diffusers"]
+    command += ["--heads", "6", "--steps", "2", "--warmup", "1", "--stock"]
+    command += [
+        "--plan",
+        "precision=fp32,checkpointing=none",
+        "--plan",
+        "precision=fp8,checkpointing=full:1,offload,block_swap=1",
+    ]
     run = subprocess.run([*command, "--output", str(output)], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     lines = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [line["trainer"] for line in lines] == ["mochi-lora", "diffusers"]
+    assert [line["trainer"] for line in lines] == ["mochi-lora", "mochi-lora", "diffusers"]
+    assert [line["plan"]["block_swap"] for line in lines] == [0, 1, 0]
     assert all(line["finite"] and line["step_seconds"]["median"] > 0 for line in lines)

@@ -58,7 +58,7 @@ def test_train_continues_unless_told_to_start_over(command, config_file):
     calls = command("train")
     assert main(["train", "--config", config_file]) == 0
     assert main(["train", "--train.steps", "400", "--fresh", "--config", config_file]) == 0
-    assert [named for _, named in calls] == [{"fresh": False}, {"fresh": True}]
+    assert [named for _, named in calls] == [{"fresh": False, "push": None}, {"fresh": True, "push": None}]
     assert [given[0].train.steps for given, _ in calls] == [300, 400]
 
 

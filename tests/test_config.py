@@ -236,6 +236,21 @@ def test_what_loads_is_what_the_sampler_takes(steps, linear_steps, threshold_noi
         assert SampleConfig(**settings).linear_steps == linear_steps
 
 
+def test_a_preset_stands_for_its_keys_and_refuses_others_beside_it():
+    fast = SampleConfig(preset="fastmochi")
+    assert (fast.steps, fast.guidance, fast.linear_steps, fast.threshold_noise) == (8, 1.5, 6, 0.1)
+    assert SampleConfig.model_validate(fast.model_dump()) == fast
+    with pytest.raises(ValidationError, match=r"preset fastmochi has steps 8, but 64 is set: leave one of them out"):
+        SampleConfig(preset="fastmochi", steps=64)
+    with pytest.raises(ValidationError, match="fastmochi"):
+        SampleConfig(preset="slowmochi")
+
+
+def test_a_guidance_interval_goes_up():
+    with pytest.raises(ValidationError, match=r"guidance_interval \[0.8, 0.2\]: give the lowest sigma first"):
+        SampleConfig(guidance_interval=(0.8, 0.2))
+
+
 def test_every_setting_has_a_sentence():
     assert len(SETTINGS) > 50
     assert not [f"{section}.{name}" for section, name, field in SETTINGS if not (field.description or "").endswith(".")]
@@ -274,7 +289,7 @@ def test_a_recipe_holds_a_reason_and_few_settings_that_are_defaults(path):
         "train.batch_size",
         "train.learning_rate",
         "train.steps",
-        "engine.checkpointing",
+        "engine.plan",
     }
 
 

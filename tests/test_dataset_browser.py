@@ -1,31 +1,19 @@
 """The sheet in a real browser: it fits a phone, asks for nothing, and can be searched and sorted from a file."""
 
 import io
-import os
 from base64 import b64encode
 from pathlib import Path
 
 import pytest
-from browser import Page, browser, open_browser
+from browser import Page
 from PIL import Image
 from test_dataset_page import moving, row
 
 from mochi_lora.report.dataset_page import Sheet, write_sheet
 from mochi_lora.report.dataset_rows import Counted, LeftOut, Limits, marked
 
-WITHOUT = "no Chromium on PATH (chromium, chromium-browser, google-chrome)"
 VISIBLE = "[...document.querySelectorAll('.clip')].filter((clip) => !clip.hidden).map((clip) => clip.dataset.order).join('')"
 BEYOND = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory) -> Page:
-    if browser() is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"{WITHOUT}; `.ci/browser` installs one")
-        pytest.skip(WITHOUT)
-    with open_browser(tmp_path_factory.mktemp("browser")) as opened:
-        yield opened
 
 
 def picture(width: int, height: int) -> str:

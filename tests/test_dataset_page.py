@@ -31,7 +31,7 @@ LIMITS = Limits(0.1, 0.1)
 
 def row(name: str, caption: str = "", *, unused: float = 0.0, **more) -> ClipRow:
     source = ClipSource(Path(f"/films/{name}.mp4"), caption or f"chalk, a film called {name}")
-    plan = ClipPlan(source, Bucket(13, 32, 48), 96, 64, 0.434 + unused, unused, 13)
+    plan = ClipPlan(source, Bucket(13, 32, 48), 96, 64, 0.434 + unused, unused, 13, is_configured=True)
     return ClipRow(plan, part=0, trigger="chalk", **more)
 
 
@@ -244,7 +244,9 @@ def test_the_trigger_is_found_wherever_it_stands():
 
 
 def test_images_are_not_film():
-    still = ClipRow(ClipPlan(ClipSource(Path("a.png"), "x"), Bucket(1, 32, 48), 96, 64, 0.0, 0.0, 1), part=0)
+    still = ClipRow(
+        ClipPlan(ClipSource(Path("a.png"), "x"), Bucket(1, 32, 48), 96, 64, 0.0, 0.0, 1, is_configured=True), part=0
+    )
     assert headline([still]) == "1 image to train on: no film"
     assert headline([row("a"), still, still]).startswith("1 clip and 2 images to train on: 0.4 s of film")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mochi_lora.measures.distribution import mmd2, permutation_p
+from mochi_lora.measures.distribution import median_distance, mmd2, permutation_p
 
 
 def definition(x, y, bandwidth):
@@ -99,6 +99,12 @@ def test_the_median_bandwidth_follows_the_scale_of_the_embeddings():
     assert mmd2(1000 * x, 1000 * y) == pytest.approx(mmd2(x, y), abs=1e-9)
     assert mmd2(x, y) > 0.05
     assert mmd2(x / 30, y / 30, 10.0) < 1e-3  # CMMD's 10 on short vectors: blind
+
+
+def test_the_median_distance_is_that_of_all_pairs_also_of_float32_rows_far_from_zero():
+    rows = (np.random.default_rng(8).standard_normal((40, 6)) * 0.01 + 5).astype(np.float32)
+    pairs = [np.linalg.norm(a.astype(np.float64) - b) for index, a in enumerate(rows) for b in rows[:index].astype(np.float64)]
+    assert median_distance(rows) == pytest.approx(np.median(pairs), rel=1e-9)
 
 
 def test_frozen_clips_do_not_make_the_bandwidth_zero():

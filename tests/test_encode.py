@@ -200,6 +200,75 @@ def test_the_next_clip_is_read_while_the_vae_works_on_this_one(sources, cache, m
     assert [type(outcome) for outcome in outcomes] == [EncodedClip] * 3
 
 
+def test_a_clip_is_written_while_the_next_is_encoded(sources, cache, monkeypatch):
+    """No clock: the first clip's entry can be written only after the second has reached the encoder."""
+    write, second, seen = Cache.write_latents, threading.Event(), []
+
+    def writing(this, key, posterior, about):
+        assert second.wait(10), "the second clip waits for the first to be written"
+        write(this, key, posterior, about)
+
+    def encoding(pixels):
+        seen.append(1)
+        if len(seen) == 2:
+            second.set()
+        return _encoder(pixels)
+
+    monkeypatch.setattr(Cache, "write_latents", writing)
+    outcomes = encode_clips(sources, SHAPES, cache, VAE, lambda: encoding, read_ahead=1)
+    assert [cache.holds("latents", outcome.key) for outcome in outcomes] == [True] * 3
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_what_is_told_is_in_the_cache(tmp_path, monkeypatch, ahead):
+    write = Cache.write_latents
+
+    def writing(this, key, posterior, about):
+        time.sleep(0.02)
+        write(this, key, posterior, about)
+
+    monkeypatch.setattr(Cache, "write_latents", writing)
+    cache = Cache(tmp_path / "cache")
+    for outcome in encode_clips(_many(tmp_path, 6), SHAPES, cache, VAE, lambda: _encoder, read_ahead=ahead):
+        assert cache.holds("latents", outcome.key)
+
+
+def test_the_same_picture_is_not_encoded_again_while_it_is_being_written(tmp_path, cache, monkeypatch):
+    write = Cache.write_latents
+    monkeypatch.setattr(Cache, "write_latents", lambda *args: (time.sleep(0.05), write(*args))[1])
+    twins = [ClipSource(make_image(tmp_path / name), "x") for name in ("a.png", "b.png", "c.png")]
+    outcomes = list(encode_clips(twins, SHAPES, cache, VAE, lambda: _encoder, read_ahead=3))
+    assert [outcome.was_cached for outcome in outcomes] == [False, True, True]
+
+
+def test_one_clip_that_cannot_be_written_is_one_rejection_and_a_full_disk_stops_the_run(sources, cache, monkeypatch):
+    write, error = Cache.write_latents, [OSError(errno.EIO, "Input/output error")]
+
+    def writing(this, key, posterior, about):
+        if about["source"].endswith("b.png"):
+            raise error[0]
+        write(this, key, posterior, about)
+
+    monkeypatch.setattr(Cache, "write_latents", writing)
+    outcomes = list(encode_clips(sources, SHAPES, cache, VAE, lambda: _encoder, read_ahead=2))
+    assert [type(outcome) for outcome in outcomes] == [EncodedClip, Rejection, EncodedClip]
+    error[0] = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(DiskFullError):
+        list(encode_clips(sources, SHAPES, cache, VAE, lambda: _encoder, read_ahead=2))
+
+
+def test_what_was_encoded_before_the_run_is_broken_off_is_kept(sources, cache):
+    def encoding(pixels):
+        if list(cache.root.rglob("*.safetensors")):
+            raise KeyboardInterrupt
+        return _encoder(pixels)
+
+    outcomes = encode_clips(sources, SHAPES, cache, VAE, lambda: encoding, read_ahead=1)
+    with pytest.raises(KeyboardInterrupt):
+        list(outcomes)
+    assert list(cache.root.rglob("*.safetensors"))
+
+
 @pytest.mark.parametrize("ahead", [1, 3])
 def test_no_more_clips_lie_in_memory_than_were_asked_for(tmp_path, monkeypatch, ahead):
     read, alive, most = room.read_clip, weakref.WeakSet(), []
@@ -221,11 +290,11 @@ def test_no_more_clips_lie_in_memory_than_were_asked_for(tmp_path, monkeypatch, 
     assert max(most) == ahead + 1
 
 
-def test_a_run_that_stops_leaves_no_reader_behind(tmp_path, cache):
+def test_a_run_that_stops_leaves_no_thread_behind(tmp_path, cache):
     outcomes = encode_clips(_many(tmp_path, 12), SHAPES, cache, VAE, lambda: _encoder, read_ahead=3)
     next(outcomes)
     outcomes.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("reader", "writer"))]
 
 
 def test_a_film_is_probed_and_hashed_once_for_all_its_ranges(tmp_path, cache, monkeypatch):

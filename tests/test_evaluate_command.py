@@ -41,8 +41,11 @@ def few(**changed: str) -> list[str]:
     return [*backbones(**changed), "--evaluation.frames_per_clip", "2", "--evaluation.resamples", "200"]
 
 
-def results(folder):
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+REPORT_FILES = ("report.html", "report.md", "results.json", "clips.jsonl", "before_after.png", "grid.mp4")
+
+
+def results(folder, name="results.json"):
+    return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
 def said(capsys) -> str:
@@ -149,16 +152,15 @@ def test_a_quick_evaluation_leaves_everything_behind_and_makes_nothing_twice(wor
     call = ["evaluate", "--quick", *words, "--evaluation.prompts", f"['{FOX}', '{HILL}']", *CONSE]
     assert main(call) == 0
     folder = tmp_path / "run" / "evaluation"
-    files = ("report.html", "report.md", "results.json", "clips.jsonl", "before_after.png", "grid.mp4")
-    assert [name for name in files if not (folder / name).is_file()] == []
-    found = results(folder)
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {f"quick-{name}" for name in REPORT_FILES}
+    found = results(folder, "quick-results.json")
     assert found["quick"] is True
     assert found["verdict"]["headline"].startswith("Indicative only")
     assert [point["strength"] for point in found["sweep"]["points"]] == [0.0, 0.5, 1.0]
     assert {one["prompt_set"] for one in found["comparisons"]} == {"trigger"}
     assert {one["p_value"] for one in found["comparisons"]} == {None}
     assert {one["conclusion"] for one in found["comparisons"]} == {"indicative", "context"}
-    assert len((folder / "clips.jsonl").read_text().splitlines()) == 2 * 4
+    assert len((folder / "quick-clips.jsonl").read_text().splitlines()) == 2 * 4
     capsys.readouterr()
     made = {path: path.stat().st_mtime_ns for kind in ("mp4", "safetensors") for path in folder.glob(f"*/**/*.{kind}")}
     assert main(call) == 0
@@ -190,12 +192,12 @@ def test_eight_prompts_killed_half_way_go_on_where_they_were(words, tmp_path, ca
     folder = tmp_path / "run" / "evaluation"
     first = {path: path.stat().st_mtime_ns for path in folder.rglob("*.mp4")}
     assert len(first) == 2
-    assert not (folder / "report.html").exists()
+    assert not (folder / "quick-report.html").exists()
     assert main(call) == 0
     assert "2 of 24 are there already" in said(capsys)
     assert {path: path.stat().st_mtime_ns for path in first} == first
-    assert len((folder / "clips.jsonl").read_text().splitlines()) == 4 * 8
-    assert (folder / "report.html").is_file()
+    assert len((folder / "quick-clips.jsonl").read_text().splitlines()) == 4 * 8
+    assert (folder / "quick-report.html").is_file()
 
 
 @pytest.mark.slow
@@ -247,7 +249,7 @@ def test_the_report_goes_into_the_runs_wandb_once(words, adapter, tmp_path, monk
         assert main([*call, "--adapter", ours]) == 0
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (ours,) = [record for record in records if record["kind"].startswith("evaluation ")]
-    assert (ours["step"], ours["report"]) == (3, "evaluation/report.html")
+    assert (ours["step"], ours["report"]) == (3, "evaluation/quick-report.html")
     assert "evaluation/trigger/style.descriptor" in ours
     files = sorted((run / "wandb").glob("offline-run-*/run-*.wandb"))
     logged = [
@@ -275,6 +277,23 @@ def test_a_video_that_is_cut_short_is_named(judge, clips, capsys):
     assert judge(clips) == 1
     assert "trigger-1.mp4" in said(capsys)
     assert not (clips / "report.html").exists()
+
+
+def test_a_quick_look_replaces_nothing_of_the_full_evaluation(judge, clips):
+    assert judge(clips) == 0
+
+    def of_the_full_one() -> dict[str, bytes]:
+        written = [*clips.glob("*"), *clips.glob("nearest/*")]
+        names = [path for path in written if path.is_file() and not path.name.startswith("quick-")]
+        return {str(path.relative_to(clips)): path.read_bytes() for path in names}
+
+    before = of_the_full_one()
+    assert {"report.html", "results.json", "clips.jsonl", "nearest/0.png"} <= set(before)
+    assert judge(clips, *few(), "--quick") == 0
+    assert of_the_full_one() == before
+    found = results(clips, "quick-results.json")
+    assert (clips / "quick-report.html").is_file()
+    assert {row["picture"].split("/")[0] for row in found["memorisation"]["nearest"] if row["picture"]} == {"quick-nearest"}
 
 
 def test_a_backbone_that_cannot_be_had_is_a_gap_and_no_zero(judge, clips, capsys, monkeypatch):
@@ -321,6 +340,6 @@ def test_another_output_is_refused_where_the_clips_lie_elsewhere(judge, clips, t
 def test_quick_takes_the_trigger_prompts_alone(judge, tmp_path):
     folder = write_clips(tmp_path / "more", {"trigger": (9, restyled("chalk")), "plain": (1, restyled("base"))})
     assert judge(folder, *few(), "--quick") == 0
-    found = results(folder)
+    found = results(folder, "quick-results.json")
     assert found["settings"]["prompts"] == "8 trigger"
     assert {pair["prompt_set"] for pair in found["pairs"]} == {"trigger"}

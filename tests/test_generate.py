@@ -119,3 +119,37 @@ def test_the_settings_shape_latents_and_schedule(model: VelocityModel) -> None:
     assert relative(generate(model, threshold_noise=0.2), generate(model)) > 1e-3
     assert relative(generate(model, linear_steps=2), generate(model)) > 1e-3
     assert torch.equal(generate(model, guidance=[4.0, 4.0, 4.0]), generate(model))
+
+
+def evaluations(model: VelocityModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Text lengths for which the blocks ran, in order; filled as they do."""
+    lengths, run = [], model._run_blocks
+
+    def counted(*arguments: object) -> torch.Tensor:
+        lengths.append(arguments[3][0])
+        return run(*arguments)
+
+    monkeypatch.setattr(model, "_run_blocks", counted)
+    return lengths
+
+
+def test_steps_outside_the_guided_interval_never_ask_the_null_prompt(model: VelocityModel, monkeypatch) -> None:
+    ran = evaluations(model, monkeypatch)
+    sigmas = linear_quadratic_schedule(3)
+    generate(model, guidance_interval=(sigmas[1], sigmas[1]))
+    assert ran == [5, 5, 0, 5]
+    assert torch.equal(generate(model, guidance_interval=(sigmas[1], sigmas[1])), generate(model, guidance=[1.0, 4.0, 1.0]))
+
+
+def test_a_step_cache_computes_the_first_and_the_last_call_of_each_condition(model: VelocityModel, monkeypatch) -> None:
+    exact = generate(model, steps=6)
+    ran = evaluations(model, monkeypatch)
+    never_due = generate(model, steps=6, step_cache=1e6)
+    assert ran == [5, 0, 5, 0]
+    assert relative(never_due, exact) > 0
+    ran.clear()
+    assert torch.equal(generate(model, steps=6, step_cache=1e-9), exact), "always due: nothing is reused"
+    assert ran == [5, 0] * 6
+    ran.clear()
+    generate(model, steps=6, step_cache=1e6, guidance=[1.0, 4.0, 4.0, 4.0, 1.0, 1.0])
+    assert ran == [5, 0, 0, 5], "the null prompt's last call is its third"

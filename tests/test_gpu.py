@@ -57,7 +57,7 @@ def road(tmp_path_factory):
             "validate_every": 6,
             "sample_every": 12,
         },
-        "engine": {"device": "cuda"},
+        "engine": {"device": "cuda", "precision": "bf16", "checkpointing": "full", "block_swap": 0, "compile": False},
         "sample": {"prompts": ["a bar of colour"], "frames": 19, "height": 64, "width": 112, "steps": 8},
         "tracking": {"trackers": []},
     }
@@ -135,10 +135,10 @@ def test_a_training_step_does_not_wait_for_the_device(road, tmp_path):
     """torch raises on every synchronising call inside the steps between two log lines."""
     from accelerate import Accelerator
 
+    from mochi_lora.commands.models import sampling_plan
     from mochi_lora.config.load import load_config
     from mochi_lora.data.cache import Cache
     from mochi_lora.data.index import read_index
-    from mochi_lora.engine.plan import resolve_plan
     from mochi_lora.model import adapter as lora
     from mochi_lora.model.flow import LatentStats
     from mochi_lora.model.transformer import VelocityModel
@@ -151,7 +151,7 @@ def test_a_training_step_does_not_wait_for_the_device(road, tmp_path):
     root, path = road
     config = load_config(Path(path), [])
     index = read_index(config.data)
-    plan = resolve_plan(config.engine, 32)
+    plan = sampling_plan(config)
     transformer = load_transformer(root / "model" / "transformer", device=CUDA, precision="bf16").transformer
     parameters = lora.attach(transformer, config.adapter, 0)
     model = VelocityModel(transformer, plan).train()
@@ -184,3 +184,27 @@ def test_a_long_clip_is_encoded_as_its_beginning_alone_would_be():
     beginning = vae.encode(pixels[:, :79]).mean
     error = torch.linalg.vector_norm(whole[:, :14] - beginning) / torch.linalg.vector_norm(beginning)
     assert error < 2e-2, float(error)
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-4), ("bf16", 3e-2)])
+@pytest.mark.parametrize("frames", [1, 7, 25])
+def test_the_vae_computes_on_a_gpu_what_it_computes_on_a_cpu(frames: int, precision: str, bound: float):
+    """Compiled passes, cuDNN's layouts and small chunks against none of these."""
+    from diffusers import AutoencoderKLMochi
+
+    widths = (32, 32, 64, 64)
+    with torch.random.fork_rng(devices=[CUDA]):
+        torch.manual_seed(0)
+        module = AutoencoderKLMochi(
+            encoder_block_out_channels=widths, decoder_block_out_channels=widths, layers_per_block=(1, 1, 2, 1, 1)
+        )
+        pixels = torch.rand(3, frames, 64, 96) * 2 - 1
+        latents = torch.randn(12, (frames - 1) // 6 + 1, 8, 12)
+    exact = MochiVae(module, precision="fp32")
+    quick = MochiVae(module.to(CUDA), precision=precision, chunk_elements=200_000)
+    for found, expected in (
+        (quick.encode(pixels).mean, exact.encode(pixels).mean),
+        (quick.encode(pixels).logvar, exact.encode(pixels).logvar),
+        (quick.decode(latents), exact.decode(latents)),
+    ):
+        assert torch.linalg.vector_norm(found.cpu() - expected) < bound * torch.linalg.vector_norm(expected)

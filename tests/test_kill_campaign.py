@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from synthetic import make_run, records, same_tensors
+from synthetic import counterpart, make_run, records, same_tensors
 from warm_processes import Watch, ended, start, wait_until
 
 pytestmark = pytest.mark.slow
@@ -39,9 +39,11 @@ def require_same_run(expected: Path, found: Path) -> None:
     for kind in KINDS:
         assert records(found, kind) == records(expected, kind), kind
     for path in sorted(expected.rglob("*.safetensors")):
-        assert same_tensors(path, found / path.relative_to(expected)), path
+        assert same_tensors(path, found / counterpart(path.relative_to(expected), found)), path
 
-    assert names(found) == names(expected), "nothing half-written is left, nothing is missing"
+    assert names(found) == [counterpart(name, found) for name in names(expected)], (
+        "nothing half-written is left, nothing is missing"
+    )
 
 
 def names(run: Path) -> list[Path]:

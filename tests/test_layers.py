@@ -27,9 +27,11 @@ STAGES = (
     "training",
     "inference",
 )
-STAGES += ("tiny", "measures", "curation", "evaluation", "report", "commands", "cli_adapters", "cli", "__main__")
-TORCH_FREE = ("errors", "spec", "streams", "files", "console", "config", "cli_adapters", "cli", "__main__")
+STAGES += ("tiny", "measures", "curation", "evaluation", "report", "demo", "commands")
+STAGES += ("cli_adapters", "cli_demo", "cli", "__main__")
+TORCH_FREE = ("errors", "spec", "streams", "files", "console", "config", "cli_adapters", "cli_demo", "cli", "__main__")
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "wandb", "av", "decord", "bitsandbytes"}
+HEAVY |= {"gradio", "fastapi", "uvicorn"}
 # The one broad `except`: a clip that fails never stops the others.
 BROAD_EXCEPTS = {"mochi_lora/data/encode.py": 1}
 

@@ -40,7 +40,7 @@ def pinned() -> dict[str, str]:
 def requirements() -> list[tuple[str, str]]:
     """(name, lowest version) of everything pyproject.toml asks for, extras too."""
     asked = [*PROJECT["dependencies"], *(text for extra in PROJECT["optional-dependencies"].values() for text in extra)]
-    split = [re.match(r"([A-Za-z0-9_-]+)(?:>=([\d.]+))?$", text) for text in asked if not text.startswith("mochi-lora[")]
+    split = [re.match(r"([A-Za-z0-9_-]+)(?:>=([\d.b]+))?$", text) for text in asked if not text.startswith("mochi-lora[")]
     assert all(split)
     return [(match[1].lower().replace("_", "-"), match[2] or "0") for match in split]
 
@@ -140,7 +140,7 @@ def test_the_pins_satisfy_what_the_wheel_asks_for(wheel):
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = email.message_from_bytes(archive.read(name))
     assert Version(sys.version.split()[0]) in SpecifierSet(metadata["Requires-Python"])
-    assert set(metadata.get_all("Provides-Extra")) == {"eval-builtin", "tensorboard", "trackio", "test"}
+    assert set(metadata.get_all("Provides-Extra")) == {"eval-builtin", "flash4", "tensorboard", "trackio", "test"}
     asked = [Requirement(text) for text in metadata.get_all("Requires-Dist")]
     assert len(asked) > 20
     pins = {**{canonicalize_name(name): version for name, version in pinned().items()}, "mochi-lora": metadata["Version"]}

@@ -1,124 +1,125 @@
-"""`mochi-lora encode --plan`: the truth about an encode run, without the means to make one."""
+"""`mochi-lora plan`: what it prints for a GPU that is not here, what it refuses, and a measurement on this CPU."""
 
-import json
+import re
 
 import pytest
-from footage import make_clip
-from tiny_commands import index_of, make_image, make_video, mixed, report_of, settings
+import torch
+from synthetic import make_run
+from test_footprint import WORK
 
 from mochi_lora.cli import main
-from mochi_lora.model.text import TextEncoder
-from mochi_lora.model.vae import MochiVae
-
-BUCKETS = "7x32x48, 13x32x48, 7x48x32, 1x32x48"
-
-
-@pytest.fixture
-def clips(tmp_path):
-    """A folder with a clip for every fate."""
-    folder = tmp_path / "clips"
-    folder.mkdir()
-    make_video(folder / "long.mp4", frames=21)
-    make_video(folder / "exact.mp4", frames=13)
-    make_video(folder / "tall.mp4", frames=9, height=48, width=32)
-    (folder / "broken.mp4").write_text("not a film")
-    for path in folder.glob("*.mp4"):
-        path.with_suffix(".txt").write_text("a clip")
-    make_image(folder / "still.png")
-    make_video(folder / "mute.mp4", frames=7)
-    return folder
+from mochi_lora.commands import plan as room
+from mochi_lora.commands.run_plan import RunPlan
+from mochi_lora.engine.cards import card_named
+from mochi_lora.engine.choice import Choice, Room, forecast
+from mochi_lora.engine.plan import Plan
 
 
 @pytest.fixture
-def no_models(monkeypatch):
+def mochi(tmp_path):
+    """A configuration of the real model, of which nothing is here."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"data: {{clips: {tmp_path / 'clips'}, cache: {tmp_path / 'cache'}}}\nmodel: {{base: nobody/at-home}}\n")
+    return path
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
     def load(*_, **__):
-        raise AssertionError("a plan loads no model")
+        raise AssertionError("a plan reads no weight")
 
-    monkeypatch.setattr(MochiVae, "load", load)
-    monkeypatch.setattr(TextEncoder, "load", load)
-
-
-def _plan_of(cache):
-    (path,) = (cache / "index").glob("*.plan.jsonl")
-    return {line["clip"].rsplit("/", 1)[-1]: line for line in map(json.loads, path.read_text().splitlines())}
+    monkeypatch.setattr(room, "random_transformer", load)
 
 
-@pytest.mark.usefixtures("no_models")
-def test_every_clip_has_its_bucket_its_frames_and_its_reason(tiny, clips, tmp_path, capsys):
-    cache = tmp_path / "cache"
-    assert main(["encode", "--plan", *settings(tiny, clips, cache, BUCKETS)]) == 0
-    plan = _plan_of(cache)
-    assert {name: (line["status"], line.get("bucket")) for name, line in plan.items()} == {
-        "long.mp4": ("trimmed", "13x32x48"),
-        "exact.mp4": ("kept", "13x32x48"),
-        "tall.mp4": ("trimmed", "7x48x32"),
-        "still.png": ("kept", "1x32x48"),
-        "broken.mp4": ("rejected", None),
-        "mute.mp4": ("rejected", None),
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def told(capsys, *words):
+    assert main(["plan", *map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys, *words):
+    assert main(["plan", *map(str, words)]) == 1
+    return capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_measured_gpu_gets_figures_and_one_pick(mochi, capsys):
+    text = told(capsys, "--config", mochi, "--gpu", "H200")
+    assert "published dimensions are taken" in text
+    assert "measured: one H200" in text
+    (row,) = [line for line in text.splitlines() if "pick " in line]
+    assert re.search(r"fp8 +│ none +│ 0 +│ \d+\.\d ", row)
+    assert " to " not in row
+    assert "picked   precision fp8, attention cudnn, checkpointing none, compile true" in text
+    assert re.search(r"price    \$ \d", text)
+    assert re.search(r"video    37x480x848, 64 steps: \d+ s, \$ 0\.\d+", text)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_gpu_nobody_measured_is_an_estimate_with_its_range(mochi, capsys):
+    text = told(capsys, "--config", mochi, "--gpu", "RTX 3090", "--price", "2")
+    assert "an estimate from its datasheet: nobody measured this GPU" in text
+    (row,) = [line for line in text.splitlines() if "pick " in line]
+    assert "fp8" not in text.split("picked")[1]
+    assert len(re.findall(r"\d to \d", row)) == 3  # s/step, hours, dollars
+    assert "too large" in text
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_memory_alone_borrows_the_pace_of_the_card_nearest_to_it(mochi, capsys):
+    text = told(capsys, "--config", mochi, "--memory", "16GiB")
+    assert "times are those of an RTX 4060 Ti 16GB: --gpu names another" in text
+    assert "15.4 GiB free" in text
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_settings_by_hand_and_settings_of_the_run_count(mochi, capsys):
+    words = ("--config", mochi, "--gpu", "H200")
+    assert "precision bf16, attention flash4, checkpointing full" in told(
+        capsys, *words, "--engine.precision", "bf16", "--engine.attention", "flash4", "--engine.checkpointing", "full"
+    )
+    short, long = (told(capsys, *words, "--train.steps", steps, "--train.sample_every", "0") for steps in (1000, 4000))
+    hours = [float(re.search(r"pick .*│ +(\d+\.\d) +│ +\d+\.\d\d +│", text)[1]) for text in (short, long)]
+    assert hours[1] == pytest.approx(4 * hours[0], rel=0.5)
+    assert "video " not in short
+    assert "37x480x848 at most, batch 2 x 3, 1000 steps" in told(
+        capsys, *words, "--train.batch_size", "2", "--train.gradient_accumulation", "3"
+    )
+
+
+def test_what_cannot_be_answered_is_refused_with_a_way_out(mochi, capsys):
+    assert "there is no GPU here: name one with --gpu (H200, H100" in refused(capsys, "--config", mochi)
+    assert "--measure runs on this machine" in refused(capsys, "--config", mochi, "--gpu", "H200", "--measure")
+    assert "--memory much: expected a size above 0 such as 24GiB" in refused(capsys, "--config", mochi, "--memory", "much")
+    assert "no plan fits this GPU" in refused(capsys, "--config", mochi, "--gpu", "H200", "--memory", "4GiB")
+    assert "names 60 blocks, the model has 48" in refused(
+        capsys, "--config", mochi, "--gpu", "H200", "--engine.checkpointing", "full:60,none"
+    )
+
+
+def test_a_few_real_steps_are_measured_on_this_cpu(tiny, tmp_path, capsys):
+    run = make_run(tmp_path / "start", tiny)
+    text = told(capsys, "--config", run, "--measure")
+    assert "plan     precision fp32, attention auto, checkpointing none" in text
+    assert "5 steps at 7x32x64" in text  # the larger of the clips' two shapes
+    assert re.search(r"s/step +│ - +│ 0\.\d{3}", text)
+
+
+def test_a_full_gpu_is_told_the_plan_what_was_predicted_and_the_next_smaller():
+    card, plan = card_named("H200"), Plan("cuda", "bf16", "cudnn", "none", compile=True)
+    smaller = forecast(Plan("cuda", "bf16", "cudnn", "attention_saved", compile=True), WORK, card)
+    choice = Choice(forecast(plan, WORK, card), Room(80.0, 200.0), fits=True, smaller=smaller, card=card)
+    words = RunPlan(plan, choice, 0.9).when_full()
+    assert "The plan was precision bf16, attention cudnn, checkpointing none, compile true: predicted were 7" in words
+    assert "of 80.0 free at the start" in words
+    assert f"The next smaller plan is predicted to take {smaller.footprint.device:.1f} GiB" in words
+    assert "set, below engine, precision bf16, attention cudnn, checkpointing attention_saved, compile true" in words
+    assert RunPlan(plan, choice, 0.9).metrics() == {
+        "memory/predicted_gib": choice.pick.footprint.device,
+        "time/predicted_seconds_per_step": 0.9,
     }
-    assert plan["long.mp4"]["unused_seconds"] == pytest.approx(8 / 30, abs=0.002)
-    assert "the first 0.433 of 0.700 s" in plan["long.mp4"]["why"]
-    assert "the whole clip" in plan["exact.mp4"]["why"]
-    assert plan["still.png"]["why"].startswith("an image: one frame")
-    assert "cannot be read as video" in plan["broken.mp4"]["why"]
-    assert "no caption" in plan["mute.mp4"]["why"]
-    printed = capsys.readouterr().out
-    for title in ("by bucket", "by source", "left out"):
-        assert title in printed
-    assert list(cache.iterdir()) == [cache / "index"], "a plan writes no entry"
-
-
-def test_encode_does_what_the_plan_said(tiny, clips, tmp_path):
-    cache = tmp_path / "cache"
-    words = settings(tiny, clips, cache, BUCKETS)
-    assert main(["encode", "--plan", *words]) == 0
-    assert main(["encode", *words]) == 0
-    plan, report = _plan_of(cache), report_of(cache)
-    assert plan.keys() == report.keys()
-    for name, line in report.items():
-        assert line["status"] == plan[name]["status"], name
-        assert line.get("bucket") == plan[name].get("bucket"), name
-        assert line.get("unused_seconds") == plan[name].get("unused_seconds"), name
-        assert line.get("reason", "") in plan[name]["why"], name
-
-
-def test_frames_of_the_file_are_told_apart_from_frames_of_the_clip(tiny, tmp_path):
-    clips = tmp_path / "clips"
-    clips.mkdir()
-    make_clip(clips / "slow.mp4", frames=24, rate="15").with_suffix(".txt").write_text("a clip")
-    assert main(["encode", "--plan", *settings(tiny, clips, tmp_path / "cache", "13x32x64")]) == 0
-    (line,) = _plan_of(tmp_path / "cache").values()
-    assert (line["frames"], line["source_frames"]) == (13, 7)
-    assert "13 frames at 30 fps from 7 of the file" in line["why"]
-    assert "128x64 reduced to 50%" in line["why"]
-
-
-@pytest.mark.usefixtures("no_models")
-def test_a_mix_is_planned_part_by_part_with_its_draws(tiny, clips, tmp_path, capsys):
-    pictures = tmp_path / "pictures"
-    for colour in range(3):
-        make_image(pictures / f"{colour}.png", colour=90 * colour)
-    mix = [{"clips": str(clips), "weight": 3}, {"clips": str(pictures), "weight": 1, "buckets": ["1x16x16"]}]
-    assert main(["encode", "--plan", *mixed(tiny, tmp_path / "cache", mix, BUCKETS)]) == 0
-    plan = _plan_of(tmp_path / "cache")
-    assert {line["bucket"] for line in plan.values() if line["part"] == str(pictures)} == {"1x16x16"}
-    printed = capsys.readouterr().out.split("an epoch")[1]
-    rows = [line for line in printed.splitlines() if "%" in line]
-    assert ["9" in row and "75.0%" in row for row in rows] == [True, False]
-    assert "3" in rows[1]
-    assert "25.0%" in rows[1]
-
-
-def test_when_nothing_is_left_the_plan_fails(tiny, tmp_path, capsys):
-    make_image(tmp_path / "clips" / "a.png", caption=None)
-    assert main(["encode", "--plan", *settings(tiny, tmp_path / "clips", tmp_path / "cache", BUCKETS)]) == 1
-    assert "no clip could be used" in capsys.readouterr().err
-
-
-def test_the_index_is_not_touched(tiny, clips, tmp_path):
-    cache = tmp_path / "cache"
-    words = settings(tiny, clips, cache, BUCKETS)
-    assert main(["encode", *words]) == 0
-    before = index_of(cache)
-    assert main(["encode", "--plan", *words]) == 0
-    assert index_of(cache) == before
+    assert RunPlan(Plan("cpu", "fp32", "auto", "none"), None, None).when_full() is None

@@ -373,7 +373,7 @@ def test_results_come_back_exactly(variant, tmp_path):
         pytest.fail(f"{constant} is not JSON")
 
     json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    back = read_results(tmp_path)
+    back = read_results(tmp_path, quick=evaluation.quick)
     assert repr(back) == repr(evaluation), "repr, because NaN is not equal to itself"
     assert type(back.pairs) is tuple
 

@@ -1,27 +1,14 @@
 """The page in a real browser: nothing is asked of the network, videos play, and it fits a phone."""
 
-import os
 from pathlib import Path
 
 import pytest
-from browser import Page, browser, open_browser
 from report_example import VARIANTS, write_files
 
 from mochi_lora.report.page import write_page
 
-WITHOUT = "no Chromium on PATH (chromium, chromium-browser, google-chrome)"
 VISIBLE_WIDTH = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 READY = "[...document.querySelectorAll('video')].every((video) => video.readyState >= 1)"
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory) -> Page:
-    if browser() is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"{WITHOUT}; `.ci/browser` installs one")
-        pytest.skip(WITHOUT)
-    with open_browser(tmp_path_factory.mktemp("browser")) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

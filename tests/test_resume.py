@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from synthetic import distance, make_run, records, same_tensors
+from synthetic import counterpart, distance, make_run, records, same_tensors
 
 from mochi_lora.cli import main
 from mochi_lora.commands.previews import Previews
@@ -59,7 +59,7 @@ def require_same_run(data: Path, found: Path) -> None:
     steps = [line["step"] for line in records(found)]
     assert steps == sorted(set(steps))
     for path in sorted(expected.rglob("*.safetensors")):
-        name = path.relative_to(expected)
+        name = counterpart(path.relative_to(expected), found)
         if name.parts[0] != "checkpoints" or (found / name).exists():
             assert same_tensors(path, found / name), name
 

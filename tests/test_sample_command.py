@@ -15,7 +15,7 @@ from mochi_lora.cli import main
 from mochi_lora.commands import videos as room
 from mochi_lora.config.schema import AdapterConfig
 from mochi_lora.files import sha256_of_file
-from mochi_lora.inference import shots
+from mochi_lora.inference import live, shots
 from mochi_lora.inference.video import write_mp4
 from mochi_lora.model.adapter import attach, current
 from mochi_lora.model.adapter_file import save_adapter
@@ -123,14 +123,25 @@ def test_the_json_beside_a_video_says_all_that_made_it(sample, adapters, tiny, t
         "vae_fingerprint": fingerprint(tiny / "vae"),
         "text_fingerprint": fingerprint(tiny / "text_encoder"),
         "text_precision": "fp32",
-        "plan": {"device": "cpu", "precision": "fp32", "attention": "auto", "checkpointing": "none"},
-        "vae_tiling": False,
+        "plan": {
+            "device": "cpu",
+            "precision": "fp32",
+            "attention": "auto",
+            "checkpointing": "none",
+            "block_swap": 0,
+            "compile": False,
+            "context": 1,
+            "shard": 1,
+            "cpu_offload": False,
+        },
         "negative_prompt": "",
         "frames": 7,
         "height": 32,
         "width": 48,
         "steps": 2,
         "guidance": [3.0, 1.5],
+        "guidance_interval": [0.0, 1.0],
+        "step_cache": 0.0,
         "threshold_noise": 0.025,
         "linear_steps": None,
         "versions": {"mochi_lora": __version__}
@@ -250,7 +261,7 @@ def test_a_base_model_without_a_part_is_named(words, tmp_path, capsys, tiny):
 
 
 def test_ctrl_c_keeps_finished_videos(words, tmp_path, monkeypatch):
-    make, made = room.generate_latents, []
+    make, made = live.generate_latents, []
 
     def once(*args, **options):
         if made:
@@ -258,7 +269,7 @@ def test_ctrl_c_keeps_finished_videos(words, tmp_path, monkeypatch):
         made.append(1)
         return make(*args, **options)
 
-    monkeypatch.setattr(room, "generate_latents", once)
+    monkeypatch.setattr(live, "generate_latents", once)
     assert main(["sample", *words, "--base-only", "--output", str(tmp_path / "out")]) == 130
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["000-a-fox-in-the-snow-seed0.json", "000-a-fox-in-the-snow-seed0.mp4"]
@@ -293,8 +304,8 @@ def test_the_same_call_again_makes_only_what_is_missing(sweep, monkeypatch, caps
     assert list(again) == ["001-a-red-ball-seed0.mp4"]
     assert np.array_equal(again["001-a-red-ball-seed0.mp4"], first["001-a-red-ball-seed0.mp4"])
     assert len(there) == 2
-    monkeypatch.setattr(room, "load_transformer", None)  # calling it would fail: nothing is left to make
-    monkeypatch.setattr(room, "TextEncoder", None)
+    monkeypatch.setattr(room, "load_sampler", None)  # calling it would fail: nothing is left to make
+    monkeypatch.setattr(room, "load_text", None)
     assert sweep("--base-only", "--prompt", FOX, BALL)[0] == {}
 
 

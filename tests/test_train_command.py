@@ -79,11 +79,17 @@ def test_a_run_leaves_every_adapter_the_best_the_last_states_and_its_configurati
         "adapters/step-000003.safetensors",
         "config.yaml",
         "metrics.jsonl",
+        "publish/README.md",
+        "publish/comfyui/run.safetensors",
+        "publish/pytorch_lora_weights.safetensors",
         "samples/step-000000/sheet.png",
         "samples/step-000002/sheet.png",
         "samples/step-000003/sheet.png",
     }
-    assert len(videos) == 3
+    assert {path for path in videos if path.startswith("publish/")} == {
+        f"publish/videos/{side}-1.mp4" for side in ("adapter", "base")
+    }
+    assert len(videos) == 3 + 2
 
 
 def test_the_last_step_is_saved_even_where_nothing_was_due(finished):
@@ -234,7 +240,7 @@ def test_an_optimiser_setting_changed_on_the_way_is_obeyed(copy, tmp_path, chang
 
 def test_a_changed_engine_is_said_aloud_and_a_changed_preview_is_not(copy, capsys):
     words = ["--train.steps", "4", "--train.sample_every", "0"]
-    assert train(copy, *words, "--engine.vae_tiling", "true") == 0
+    assert train(copy, *words, "--engine.cpu_offload", "true") == 0
     assert "no longer bit for bit" not in capsys.readouterr().out
     words[1] = "5"
     assert train(copy, *words, "--engine.checkpointing", "full") == 0
@@ -437,21 +443,21 @@ def test_videos_cut_short_by_a_signal_leave_no_sheet_and_are_made_by_the_next_st
     assert (run / "samples" / "step-000003" / "sheet.png").exists()
 
 
-def _cut_short(config, processes, sources, stop):
+def _cut_short(config, processes, sources, stop, ranks):
     """As if SIGTERM came with the first denoising step."""
 
     def cancelled():
         stop.requested = signal.SIGTERM
         return True
 
-    return Previews(config, processes, sources.prompts, cancelled=cancelled)
+    return Previews(config, processes, sources.prompts, cancelled, ranks)
 
 
 def test_a_full_gpu_is_an_error_with_a_way_out(start, capsys, monkeypatch):
     def full(*_arguments, **_options):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
-    monkeypatch.setattr("mochi_lora.commands.train.load_transformer", full)
+    monkeypatch.setattr("mochi_lora.commands.train.load_planned", full)
     told = refused(capsys, start)
     assert "the GPU's memory is full (CUDA out of memory. Tried to allocate 20.00 MiB.)" in told
-    assert "engine.checkpointing full" in told
+    assert "engine.plan smallest" in told

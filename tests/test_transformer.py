@@ -11,15 +11,20 @@ from inputs import SHAPE, caption, captions, normal, relative, velocity
 from mochi_lora.config.engine import EngineConfig
 from mochi_lora.config.schema import AdapterConfig
 from mochi_lora.data.samples import TextEmbedding
-from mochi_lora.engine.plan import Plan, resolve_device, resolve_plan
+from mochi_lora.engine.plan import Plan, resolve_device
+from mochi_lora.engine.resolve import resolve_plan
+from mochi_lora.engine.workload import ModelSize, Workload
 from mochi_lora.errors import UserError
 from mochi_lora.model.adapter import attach
+from mochi_lora.model.tiny import TRANSFORMER
 from mochi_lora.model.transformer import TextBatch, VelocityModel, timestep_of
+from mochi_lora.spec import Bucket
 
 # Stock diffusers asks for an autocast that a CPU does not have; it goes on in float32, as meant.
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")
 
 Load = Callable[..., VelocityModel]
+LOOKING = Workload(ModelSize.of(TRANSFORMER), Bucket(7, 32, 48), 1, 1, None, None)
 MIXED = (7, 0, 12, 1)  # captions of one batch: the null prompt beside the longest
 
 
@@ -184,12 +189,12 @@ def test_positions_are_computed_in_float32_under_bf16(load_tiny: Load) -> None:
 
 def test_a_plan_is_the_settings_with_the_device_settled() -> None:
     engine = EngineConfig(device="cpu", precision="fp32", attention="math", checkpointing="none")
-    assert resolve_plan(engine, 32) == Plan("cpu", "fp32", "math", "none")
+    assert resolve_plan(engine, LOOKING).plan == Plan("cpu", "fp32", "math", "none")
 
 
 def test_a_plan_with_a_kernel_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError, match=r"engine\.attention: cudnn does not run on this cpu"):
-        resolve_plan(EngineConfig(device="cpu", attention="cudnn"), 32)
+        resolve_plan(EngineConfig(device="cpu", attention="cudnn"), LOOKING)
 
 
 def test_a_missing_gpu_is_refused_and_auto_goes_without(monkeypatch) -> None:

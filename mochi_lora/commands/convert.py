@@ -10,6 +10,7 @@ from mochi_lora.interop.adapter_formats import Format
 from mochi_lora.interop.base_formats import to_diffusers, to_genmo
 from mochi_lora.interop.conversion import convert
 from mochi_lora.interop.factors import Difference
+from mochi_lora.interop.quantised_base import to_fp8
 
 
 def run_lora(source: Path, target: Path, *, to: Format, rank: int | None, assume_alpha_is_rank: bool) -> None:
@@ -22,21 +23,25 @@ def run_lora(source: Path, target: Path, *, to: Format, rank: int | None, assume
     print_error(done.error, exact=rank is None)
 
 
-def run_base(sources: Sequence[Path], target: Path, *, to: Literal["diffusers", "genmo"]) -> None:
-    """Convert Genmo's files to a diffusers folder, or back. Raises UserError for anything that is not whole."""
-    if to == "genmo" and len(sources) > 1:
-        raise UserError(f"--to genmo takes one folder at a time, transformer or vae; got {', '.join(map(str, sources))}")
+def run_base(sources: Sequence[Path], target: Path, *, to: Literal["diffusers", "genmo", "fp8"]) -> None:
+    """Convert Genmo's files to a diffusers folder, or back, or either to fp8. Raises UserError for what is not whole."""
+    if to != "diffusers" and len(sources) > 1:
+        one = "folder at a time, transformer or vae" if to == "genmo" else "transformer at a time, folder or file"
+        raise UserError(f"--to {to} takes one {one}; got {', '.join(map(str, sources))}")
     with progress_bar() as bar:
         task = bar.add_task("tensors written and read again", total=None)
 
         def tick() -> None:
             bar.advance(task)
 
-        done = to_diffusers(sources, target, tick) if to == "diffusers" else to_genmo(sources[0], target, tick)
+        if to == "diffusers":
+            done = to_diffusers(sources, target, tick)
+        else:
+            done = (to_genmo if to == "genmo" else to_fp8)(sources[0], target, tick)
     for path in done.paths:
         console.print(f"{done.component}: {path}", markup=False)
     console.print(f"checked: {done.tensors} tensors read back bit for bit")
-    if to == "diffusers":
+    if to != "genmo":
         console.print(f"next: put it beside the other components as MODEL/{done.component}, and point model.base at MODEL")
 
 

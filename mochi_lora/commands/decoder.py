@@ -13,5 +13,4 @@ def load_decoder(config: Config, device: torch.device, *, rests_on: torch.device
         locate(config.model.base, config.model.revision, "vae"),
         device=rests_on or device,
         precision="bf16" if device.type == "cuda" else "fp32",
-        tiling=config.engine.vae_tiling,
     )

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from rich.markup import escape
 
-from mochi_lora.commands.plan import print_draws
+from mochi_lora.commands.encode_plan import print_draws, tell_added
 from mochi_lora.commands.processes import LONG_WAIT_MINUTES, open_processes, out_of_memory_named
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table, progress_bar
@@ -50,6 +50,7 @@ def run(config: Config) -> None:
     ]
     kept = [(part, clip) for part, clip in kept if clip not in mute]
     if processes.is_main_process:
+        tell_added(parts_of(config.data), [clip.bucket for _, clip in kept], [part for part, _ in kept])
         _report(config, kept, [*(item for _, _, rejected in listed for item in rejected), *refused], tokenised)
         if kept:
             index = _index(config, kept, vae, text, stats)

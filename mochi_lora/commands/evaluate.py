@@ -1,6 +1,7 @@
 """`mochi-lora evaluate`: base against adapter, same prompts and seeds, to a report that says whether it worked."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -10,7 +11,7 @@ from mochi_lora import __version__
 from mochi_lora.commands.evaluation_losses import losses_of
 from mochi_lora.commands.evaluation_output import write_everything, write_sweep_grids
 from mochi_lora.commands.evaluation_scene import Scene, set_scene
-from mochi_lora.commands.processes import out_of_memory_named
+from mochi_lora.commands.processes import join_launch, out_of_memory_named
 from mochi_lora.commands.run_folder import held_out_losses
 from mochi_lora.commands.videos import make_videos
 from mochi_lora.config.requests import EvaluationRequest
@@ -19,12 +20,12 @@ from mochi_lora.console import console, progress_bar
 from mochi_lora.engine.plan import resolve_device
 from mochi_lora.evaluation.bleed import bleed
 from mochi_lora.evaluation.compare import compare
-from mochi_lora.evaluation.copies import copy_looks, memorisation
+from mochi_lora.evaluation.copies import PICTURES, copy_looks, memorisation
 from mochi_lora.evaluation.curve import CheckpointClips, curve
 from mochi_lora.evaluation.footage import Footage
 from mochi_lora.evaluation.grid import ADAPTER, Cell, strength_zero_is_base
 from mochi_lora.evaluation.paired import BASE, Design
-from mochi_lora.evaluation.results import BandLoss, Bleed, Curve, Evaluation, Memorisation, Missing, Pair, Row
+from mochi_lora.evaluation.results import BandLoss, Bleed, Curve, Evaluation, Memorisation, Missing, Pair, Row, file_name
 from mochi_lora.evaluation.scoring import Scores, looks, score
 from mochi_lora.evaluation.set_distance import set_distance
 from mochi_lora.evaluation.strengths import sweep
@@ -41,20 +42,25 @@ _T = TypeVar("_T")
 
 @out_of_memory_named()
 def run(config: Config, request: EvaluationRequest) -> Path:
-    """Make the videos that are not there yet, measure, conclude, report; returns the report's path. Raises UserError."""
-    scene = set_scene(config, request)
-    with only_one(scene.folder, "evaluating"):
+    """Make the videos that are not there yet, measure, conclude, report; returns the report's path. Raises UserError.
+
+    The processes of a launch share the videos; the main one alone goes on from there.
+    """
+    scene, ranks = set_scene(config, request), join_launch(config)
+    with only_one(scene.folder, "evaluating") if ranks.rank == 0 else nullcontext():
         if scene.adapter:
             shots = [cell.shot for cell in scene.everything]
             told = f"{len({shot.video for shot in shots})} for {scene.prompts} prompts"
             console.print(f"videos   {told}, in {scene.folder}", markup=False)
-            make_videos(config, shots, scene.folder, assume_alpha_is_rank=request.assume_alpha_is_rank)
-        scores, copies = _measure(config, scene)
+            make_videos(config, shots, scene.folder, assume_alpha_is_rank=request.assume_alpha_is_rank, ranks=ranks)
+        if ranks.rank:
+            return scene.folder
+        scores, copies = _measure(config, scene, quick=request.quick)
         evaluation, rows = _conclude(config, request, scene, scores, copies)
         return write_everything(config, scene.folder, evaluation, rows)
 
 
-def _measure(config: Config, scene: Scene) -> tuple[Scores, Memorisation | Missing]:
+def _measure(config: Config, scene: Scene, *, quick: bool) -> tuple[Scores, Memorisation | Missing]:
     wanted = len({cell.shot.video for cell in scene.cells})
     with progress_bar() as bar:
         total = looks(config.backbones, wanted, len(scene.references)) + copy_looks(scene.everything, len(scene.training))
@@ -63,7 +69,8 @@ def _measure(config: Config, scene: Scene) -> tuple[Scores, Memorisation | Missi
         footage = Footage(FeatureCache(scene.folder / "features"), config.evaluation.frames_per_clip, step)
         device = resolve_device(config.engine.device)
         scores = score(scene.cells, scene.folder, scene.references, footage, config.backbones, device)
-        copies = memorisation(scene.everything, scene.folder, scene.training, footage)
+        pictures = file_name(PICTURES, quick=quick)
+        copies = memorisation(scene.everything, scene.folder, scene.training, footage, pictures)
         bar.update(task, completed=total)  # what could not be had was not looked at
     return scores, copies
 
@@ -123,7 +130,7 @@ def _conclude(
         curve=checkpoints,
         losses=losses,
         pairs=_pairs(scene.cells),
-        grids=write_sweep_grids(scene.folder, scene.cells) if _is_sweep(scene.cells) else (),
+        grids=write_sweep_grids(scene.folder, scene.cells, quick=request.quick) if _is_sweep(scene.cells) else (),
         truth=drawn_truth(scene.cells, scene.folder, cache) if drawn else {},
     )
     return evaluation, rows

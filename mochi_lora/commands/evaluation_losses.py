@@ -5,11 +5,13 @@ from pathlib import Path
 import torch
 
 from mochi_lora.commands.identity import require_same_encoders
+from mochi_lora.commands.models import load_planned
+from mochi_lora.commands.workloads import looking_work
 from mochi_lora.config.schema import Config
 from mochi_lora.console import progress_bar
 from mochi_lora.data.cache import Cache
 from mochi_lora.data.index import Index, index_path, read_index
-from mochi_lora.engine.plan import resolve_plan
+from mochi_lora.engine.resolve import resolve_plan
 from mochi_lora.evaluation.grid import thin
 from mochi_lora.evaluation.losses import band_losses
 from mochi_lora.evaluation.results import BandLoss, Missing
@@ -18,7 +20,7 @@ from mochi_lora.model.adapter_file import load_adapter
 from mochi_lora.model.base import locate
 from mochi_lora.model.flow import LatentStats
 from mochi_lora.model.transformer import VelocityModel
-from mochi_lora.model.weights import load_transformer, read_config
+from mochi_lora.spec import Bucket
 from mochi_lora.training.batches import SampleSource
 
 _MOST_CLIPS = 32  # of either side
@@ -33,8 +35,10 @@ def losses_of(config: Config, adapter: Path, *, assume_alpha_is_rank: bool = Fal
     require_same_encoders(config, index)
     held_out, training = _source(config, index, "validation"), _source(config, index, "train")
     folder = locate(config.model.base, config.model.revision, "transformer")
-    plan = resolve_plan(config.engine, read_config(folder)["attention_head_dim"])
-    transformer = load_transformer(folder, device=torch.device(plan.device), precision=plan.precision).transformer
+    buckets = [Bucket.parse(entry.bucket) for source in (held_out, training) for entry in source.entries]
+    alone = config.engine.model_copy(update={"parallel": "auto"})  # one process looks, whoever made the videos
+    plan = resolve_plan(alone, looking_work(config, buckets)).plan
+    transformer = load_planned(folder, plan, torch.device(plan.device)).transformer
     lora.put(transformer, load_adapter(adapter, assume_alpha_is_rank=assume_alpha_is_rank), _NAME)
     model = VelocityModel(transformer, plan)
     with progress_bar() as bar, lora.strengths(transformer, [_NAME], [1.0]):

@@ -9,7 +9,7 @@ from mochi_lora.config.schema import Config
 from mochi_lora.console import console
 from mochi_lora.evaluation.grid import ADAPTER, Cell
 from mochi_lora.evaluation.paired import BASE
-from mochi_lora.evaluation.results import Evaluation, Row
+from mochi_lora.evaluation.results import Evaluation, Row, file_name
 from mochi_lora.files import digest_of, write_text
 from mochi_lora.inference.tiles import GridRow, write_grids
 from mochi_lora.model.adapter_file import read_provenance
@@ -25,12 +25,16 @@ _GRID_ROWS = 6
 
 def write_everything(config: Config, folder: Path, evaluation: Evaluation, rows: Sequence[Row]) -> Path:
     """Write all of it into `folder`, print the verdict and the paths, log it; returns the page's path."""
-    write_text(folder / ROWS, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+    write_text(
+        folder / file_name(ROWS, quick=evaluation.quick),
+        "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows),
+    )
     write_results(folder, evaluation)
     write_markdown(folder, evaluation)
     triggered = [pair for pair in evaluation.pairs if pair.prompt_set == "trigger"]
+    sheet = folder / file_name(SHEET, quick=evaluation.quick)
     if triggered:
-        write_before_after(folder / SHEET, folder, triggered)
+        write_before_after(sheet, folder, triggered)
     page = write_page(folder, evaluation)
     _log(config, folder, evaluation, page)
     console.print(f"\n{evaluation.verdict.headline}", markup=False, style="bold")
@@ -39,14 +43,14 @@ def write_everything(config: Config, folder: Path, evaluation: Evaluation, rows:
     for advice in evaluation.verdict.advice:
         console.print(f"  next: {advice}", markup=False)
     if triggered:
-        console.print(f"sheet    {folder / SHEET}", markup=False)
+        console.print(f"sheet    {sheet}", markup=False)
     for name in evaluation.grids:
         console.print(f"strengths {folder / name}", markup=False)
     console.print(f"report   {page}", markup=False)
     return page
 
 
-def write_sweep_grids(folder: Path, cells: Sequence[Cell]) -> tuple[str, ...]:
+def write_sweep_grids(folder: Path, cells: Sequence[Cell], *, quick: bool) -> tuple[str, ...]:
     """The first trigger prompts at every strength side by side, the base as strength 0; paths relative to `folder`."""
     videos = {(cell.shot.prompt, cell.shot.seed, cell.strength): cell.shot.video for cell in cells if _is_column(cell)}
     strengths = sorted({strength for _, _, strength in videos})
@@ -55,7 +59,8 @@ def write_sweep_grids(folder: Path, cells: Sequence[Cell]) -> tuple[str, ...]:
         GridRow(f"{prompt} (seed {seed})", tuple(folder / videos[prompt, seed, strength] for strength in strengths))
         for prompt, seed in places
     ]
-    paths = write_grids(folder, ["base" if not strength else f"strength {strength:g}" for strength in strengths], rows)
+    columns = ["base" if not strength else f"strength {strength:g}" for strength in strengths]
+    paths = write_grids(folder, columns, rows, file_name("grid", quick=quick))
     return tuple(path.name for path in paths)
 
 

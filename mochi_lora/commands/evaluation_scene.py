@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mochi_lora.commands.run_folder import final_adapter, step_adapters
+from mochi_lora.commands.run_folder import evaluation_folder, final_adapter, step_adapters
 from mochi_lora.config.requests import EvaluationRequest
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
@@ -67,7 +67,7 @@ def set_scene(config: Config, request: EvaluationRequest) -> Scene:
     training, references = _footage(config)
     captions = [] if request.quick else [clip.caption for clip in training]
     on_captions = training_cells(captions, adapter, settings.trigger, settings.training_captions)
-    folder = request.output or config.run.folder / "evaluation"
+    folder = request.output or evaluation_folder(config)
     return Scene(folder, cells, on_captions, adapter, of_run, training, references)
 
 

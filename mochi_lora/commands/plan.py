@@ -1,129 +1,228 @@
-"""`mochi-lora encode --plan`: what each clip would become, before any GPU is touched. Loads no model, decodes no clip."""
+"""`mochi-lora plan`: what each way of running the engine would take on this GPU, or on a named one, before a weight is read."""
 
-import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import closing
-from typing import Any
+import re
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
+import torch
+
+from mochi_lora.commands.workloads import base_or_published, training_work
+from mochi_lora.config.requests import PlanRequest
 from mochi_lora.config.schema import Config
-from mochi_lora.console import console, print_table, progress_bar
-from mochi_lora.data.ahead import begun_ahead
-from mochi_lora.data.clip_plan import ClipPlan, plan_clip
-from mochi_lora.data.index import index_path
-from mochi_lora.data.known_files import KnownFiles
-from mochi_lora.data.mix import Part, list_part, parts_of, pools_of, where_of
-from mochi_lora.data.sources import ClipSource, Rejection
-from mochi_lora.errors import ClipError, UserError
-from mochi_lora.files import write_text
+from mochi_lora.console import console, print_table
+from mochi_lora.data.index import index_path, read_index
+from mochi_lora.data.mix import parts_of
+from mochi_lora.engine.cards import Card, card_named, card_nearest, card_of, cards, price_of
+from mochi_lora.engine.choice import MODES, Choice, Forecast, candidates, choose, forecast, freed, room_of
+from mochi_lora.engine.mesh import layout_of
+from mochi_lora.engine.pace import decoding_seconds, seconds_per_pass, seconds_per_step
+from mochi_lora.engine.plan import Plan, resolve_device
+from mochi_lora.engine.resolve import resolve_plan
+from mochi_lora.engine.swap import home_of
+from mochi_lora.engine.workload import Films, ModelSize, Workload
+from mochi_lora.errors import UserError
+from mochi_lora.model import adapter as lora
+from mochi_lora.model.base import locate
+from mochi_lora.model.transformer import VelocityModel
+from mochi_lora.model.weights import random_transformer, read_config
 from mochi_lora.spec import Bucket
+from mochi_lora.training.trial import Trial, random_steps, run_trial
 
-Planned = tuple[Part, ClipPlan]
-Refused = tuple[Part, Rejection]
-
-
-def run(config: Config) -> None:
-    """Plan everything the configuration names; prints tables and writes a line per clip beside the index."""
-    parts, plans, refused = plan_everything(config)
-    path = index_path(config.data).with_suffix(".plan.jsonl")
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(plans, refused)))
-    _print_shapes([plan for _, plan in plans])
-    _print_parts(parts, plans, refused)
-    if refused:
-        print_table("left out", ("clip", "reason"), [(item.name, item.reason) for _, item in refused])
-    console.print(f"plan     {path}", markup=False)
-    if not plans:
-        raise UserError(f"{where_of(config.data)}: no clip could be used; the table above says why for each")
-    if config.data.mix:
-        print_draws(parts, [plan.bucket for _, plan in plans], [part.number for part, _ in plans])
-    console.print("next     mochi-lora encode --config <the same file>", markup=False)
+_HOST_GIB = 64.0  # of a machine that is only named
+_MEASURED_STEPS, _WARMUP = 5, 2
 
 
-def plan_everything(config: Config) -> tuple[tuple[Part, ...], list[Planned], list[Refused]]:
-    """What becomes of every clip that the configuration names: the parts, the plans, the clips left out. Shows its progress."""
-    parts = parts_of(config.data)
-    plans: list[Planned] = []
-    refused: list[Refused] = []
-    with progress_bar() as bar:
-        task = bar.add_task("planning", total=None)
-        for part in parts:
-            sources, rejections = list_part(part, config.data)
-            bar.update(task, total=len(plans) + len(refused) + len(sources), completed=len(plans) + len(refused))
-            refused += [(part, rejection) for rejection in rejections]
-            for outcome in _outcomes(sources, part, config.encode.read_ahead, lambda: bar.update(task, advance=1)):
-                if isinstance(outcome, Rejection):
-                    refused.append((part, outcome))
-                else:
-                    plans.append((part, outcome))
-    return parts, plans, refused
+@dataclass(frozen=True)
+class _Run:
+    """What the configuration asks for, and where its clips' shapes come from."""
+
+    config: Config
+    work: Workload
+    buckets: tuple[Bucket, ...]
 
 
-def print_draws(parts: Sequence[Part], buckets: Sequence[Bucket], owners: Sequence[int]) -> None:
-    """How often an epoch of training draws from each part. Raises UserError as `pools_of` does."""
-    pools = pools_of(buckets, owners, parts)
-    clips = Counter(owners)
-    draws: Counter[int] = Counter()
-    for pool in pools:
-        draws[owners[pool.items[0]]] += pool.draws
-    rows = []
-    for part in parts:
-        mine, of_it = draws[part.number], clips[part.number]
-        times = f"{mine / of_it:.3g} times" if of_it else "none to draw"
-        rows.append((part.clips, of_it, mine, f"{mine / draws.total():.1%}", times))
-    print_table("an epoch", ("part", "clips", "samples", "share", "each clip"), rows)
+def run(config: Config, request: PlanRequest) -> None:
+    """Print the table and the pick; with `request.measure` also run a few steps. Raises UserError."""
+    run_asked, known = _asked(config)
+    named = request.gpu is not None or request.memory is not None
+    if request.measure and named:
+        raise UserError("--measure runs on this machine's GPU: leave --gpu and --memory out, or --measure")
+    if not known:
+        console.print(f"{config.model.base} is not here yet: Mochi-1's published dimensions are taken", markup=False)
+    if not named and resolve_device(config.engine.device) == "cpu":
+        _on_this_cpu(run_asked, request)
+        return
+    choice = _choice_for(config, run_asked.work, request) if named else resolve_plan(config.engine, run_asked.work).choice
+    assert choice is not None, "a GPU has a choice"
+    _print_choice(run_asked, choice, _price(choice.card, request))
+    if request.measure:
+        _print_trial(measured(config, choice.pick.plan, run_asked.work.bucket), choice.pick, run_asked.work)
 
 
-def _outcomes(sources: Sequence[ClipSource], part: Part, ahead: int, tick: Callable[[], None]) -> list[ClipPlan | Rejection]:
-    files = KnownFiles()
-    outcomes: list[ClipPlan | Rejection] = []
-    with closing(begun_ahead(lambda source: plan_clip(source, files(source.path).info, part.shapes), sources, ahead)) as ready:
-        for source, wait in zip(sources, ready, strict=True):
-            try:
-                outcomes.append(wait())
-            except ClipError as error:
-                outcomes.append(Rejection.of(source, error))
-            tick()
-    return outcomes
+def measured(config: Config, plan: Plan, bucket: Bucket) -> Trial:
+    """A few steps of a run with this configuration, on random weights of the base's dimensions and random clips."""
+    layout_of(config.engine.parallel, 1)  # one process measures
+    dimensions = read_config(locate(config.model.base, config.model.revision, "transformer"))
+    home = partial(home_of, depth=ModelSize.of(dimensions).layers, plan=plan) if plan.block_swap else None
+    device = torch.device(plan.device)
+    transformer = random_transformer(dimensions, device=device, precision=plan.precision, home=home)
+    parameters = lora.attach(transformer, config.adapter, config.run.seed)
+    model = VelocityModel(transformer, plan)
+    settings = config.train.model_copy(update={"steps": _WARMUP + _MEASURED_STEPS, "warmup_steps": 0})
+    with tempfile.TemporaryDirectory() as folder:
+        return run_trial(random_steps(model, parameters, bucket, settings, Path(folder)), model.device, _WARMUP)
 
 
-def _lines(plans: Sequence[Planned], refused: Sequence[Refused]) -> list[dict[str, Any]]:
-    taken: list[dict[str, Any]] = [
-        {
-            "clip": plan.source.name,
-            "part": str(part.clips),
-            "status": plan.status,
-            "bucket": str(plan.bucket),
-            "frames": plan.bucket.frames,
-            "source_frames": plan.source_frames,
-            "seconds": round(plan.seconds, 3),
-            "unused_seconds": round(plan.unused_seconds, 3),
-            "crop": plan.source.crop,
-            "why": plan.why,
-        }
-        for part, plan in plans
+def run_hours(asked: Config, work: Workload, buckets: Sequence[Bucket], plan: Plan, card: Card) -> tuple[float, float]:
+    """(hours of the whole run, videos included; seconds of one video), predicted."""
+    by_shape = {bucket: seconds_per_step(plan, replace(work, bucket=bucket), card) for bucket in set(buckets)}
+    steps = asked.train.steps * sum(by_shape[bucket] for bucket in buckets) / len(buckets)
+    films = work.films
+    if films is None:
+        return steps / 3600, 0.0
+    video = _video_seconds(films, work, plan, card)
+    times = 1 + -(-asked.train.steps // asked.train.sample_every)
+    return (steps + times * len(asked.sample.prompts) * len(asked.sample.seeds) * video) / 3600, video
+
+
+def _video_seconds(films: Films, work: Workload, plan: Plan, card: Card) -> float:
+    one = seconds_per_pass(plan, replace(work, bucket=films.bucket, batch=1), card)
+    return films.steps * (2 if films.guided else 1) * one + decoding_seconds(films.bucket, card)
+
+
+def _asked(config: Config) -> tuple[_Run, bool]:
+    """Shapes of the encoded clips; of the configuration where nothing is encoded yet."""
+    base, known = base_or_published(config)
+    if index_path(config.data).is_file():
+        buckets = tuple(Bucket.parse(entry.bucket) for entry in read_index(config.data).of("train"))
+    else:
+        buckets = tuple(sorted({bucket for part in parts_of(config.data) for bucket in part.shapes.buckets}))
+        buckets = (max(buckets, key=lambda bucket: bucket.tokens),)
+    return _Run(config, training_work(config, base, buckets), buckets), known
+
+
+def _choice_for(config: Config, work: Workload, request: PlanRequest) -> Choice:
+    """On a GPU that is not here."""
+    gib = _gib(request.memory) if request.memory else None
+    if request.gpu:
+        card = card_named(request.gpu)
+    elif torch.cuda.is_available():
+        card = card_of(torch.device("cuda"))
+    else:
+        assert gib is not None, "one of the two was given"
+        card = card_nearest(gib)
+        console.print(f"times are those of an {card.name}: --gpu names another", markup=False)
+    room = room_of(gib or card.memory_gib, _HOST_GIB)
+    attention = config.engine.attention if config.engine.attention != "auto" else card.fastest_attention()
+    return choose(config.engine, work, card, room, attention)
+
+
+def _on_this_cpu(asked: _Run, request: PlanRequest) -> None:
+    if not request.measure:
+        names = ", ".join(card.name for card in cards())
+        raise UserError(f"there is no GPU here: name one with --gpu ({names}), or its memory with --memory 24GiB")
+    plan = resolve_plan(asked.config.engine, asked.work).plan
+    console.print(f"plan     {plan}\nnothing is predicted for a CPU", markup=False)
+    _print_trial(measured(asked.config, plan, asked.work.bucket), None, asked.work)
+
+
+def _print_choice(asked: _Run, choice: Choice, price: float | None) -> None:
+    card, pick, work = choice.card, choice.pick, asked.work
+    origin = f"measured: {card.source}" if card.source else "an estimate from its datasheet: nobody measured this GPU"
+    console.print(
+        f"gpu      {card.name}, {choice.room.device:.1f} GiB free ({choice.room.usable:.1f} for a plan), "
+        f"host {choice.room.host:.0f} GiB\n"
+        f"rates    {origin}\n"
+        f"run      {work.bucket} at most, batch {work.batch} x {work.micro_steps}, {asked.config.train.steps} steps",
+        markup=False,
+    )
+    head = ["", "precision", "checkpointing", "swap", "peak GiB", "worst while", "pinned", "host", "s/step", "hours"]
+    rows = [_row(item, asked, choice, price) for item in _shown(asked.config, work, choice)]
+    print_table(f"predicted, attention {pick.plan.attention}", [*head, *(["$ run"] if price else [])], rows)
+    _, video = run_hours(asked.config, work, asked.buckets, pick.plan, card)
+    if video and work.films:
+        cost = f", $ {price * video / 3600:.3f}" if price else ""
+        console.print(
+            f"video    {work.films.bucket}, {work.films.steps} steps: {_range(video, card, '.0f')} s{cost}", markup=False
+        )
+    console.print(f"picked   {pick.plan}{'' if choice.fits else ' (set by hand; predicted not to fit)'}", markup=False)
+
+
+def _shown(config: Config, work: Workload, choice: Choice) -> list[Forecast]:
+    """The pick, the fastest of each precision, every mode alone, the next smaller: what shows the trade."""
+    every = [
+        forecast(plan, work, choice.card)
+        for plan in candidates(freed(config.engine), work, choice.card, choice.pick.plan.attention)
     ]
-    left = [{"clip": item.name, "part": str(part.clips), "status": "rejected", "why": item.reason} for part, item in refused]
-    return taken + left
+    shown = {choice.pick.plan: choice.pick}
+    for precision in choice.card.precisions:
+        mine = [item for item in every if item.plan.precision == precision]
+        fitting = [item for item in mine if choice.room.holds(item.footprint, work.processes)]
+        alone = [
+            item for item in mine if item.plan.checkpointing in MODES and not item.plan.block_swap and not item.plan.cpu_offload
+        ]
+        best = [min(fitting, key=lambda item: item.seconds)] if fitting else []
+        shown |= {item.plan: item for item in [*best, *sorted(alone, key=lambda item: item.seconds)]}
+    least = min(every, key=lambda item: item.footprint.device)
+    shown[least.plan] = least
+    return list(shown.values())
 
 
-def _print_shapes(plans: Sequence[ClipPlan]) -> None:
-    by_shape: dict[Bucket, list[ClipPlan]] = defaultdict(list)
-    for plan in plans:
-        by_shape[plan.bucket].append(plan)
-    rows = [(shape, *_sums(by_shape[shape]), f"{shape.tokens:,}") for shape in sorted(by_shape)]
-    head = ("bucket", "clips", "trimmed", "seconds used", "seconds dropped", "tokens per clip")
-    print_table("by bucket", head, [*rows, ("all", *_sums(plans), "")])
+def _row(item: Forecast, asked: _Run, choice: Choice, price: float | None) -> list[str]:
+    plan, footprint, card = item.plan, item.footprint, choice.card
+    fits = choice.room.holds(footprint, asked.work.processes)
+    mark = "pick" if plan == choice.pick.plan else "" if fits else "too large"
+    hours, _ = run_hours(asked.config, asked.work, asked.buckets, plan, card)
+    row = [mark, plan.precision, plan.checkpointing, str(plan.block_swap), f"{footprint.device:.1f}", footprint.worst]
+    row += [f"{footprint.pinned:.1f}", f"{footprint.host:.1f}", _range(item.seconds, card), _range(hours, card, ".1f")]
+    return [*row, _range(hours * price, card)] if price else row
 
 
-def _print_parts(parts: Sequence[Part], plans: Sequence[Planned], refused: Sequence[Refused]) -> None:
-    rows = []
-    for part in parts:
-        mine = [plan for owner, plan in plans if owner is part]
-        rows.append((part.clips, *_sums(mine), sum(owner is part for owner, _ in refused)))
-    print_table("by source", ("source", "clips", "trimmed", "seconds used", "seconds dropped", "left out"), rows)
+def _range(value: float, card: Card, form: str = ".2f") -> str:
+    low, high = card.spread
+    return f"{value:{form}}" if low == high else f"{low * value:{form}} to {high * value:{form}}"
 
 
-def _sums(plans: Sequence[ClipPlan]) -> tuple[int, int, str, str]:
-    dropped = sum(plan.unused_seconds for plan in plans)
-    used = sum(plan.seconds for plan in plans) - dropped
-    return len(plans), sum(plan.status == "trimmed" for plan in plans), f"{used:.1f}", f"{dropped:.1f}"
+def _print_trial(trial: Trial, expected: Forecast | None, work: Workload) -> None:
+    """Predicted next to measured, of a training step alone: videos and validation are not run."""
+    seconds = statistics.median(trial.seconds)
+    rows = [
+        (
+            "s/step",
+            f"{expected.seconds:.3f}" if expected else "-",
+            f"{seconds:.3f}",
+            _off(expected.seconds if expected else None, seconds),
+        )
+    ]
+    if trial.allocated_gib is not None and expected:
+        step = dict(expected.footprint.moments)["training"]
+        rows.append(("GiB allocated", f"{step:.1f}", f"{trial.allocated_gib:.1f}", _off(step, trial.allocated_gib)))
+        rows.append(("GiB reserved", "-", f"{trial.reserved_gib:.1f}", ""))
+    print_table(f"{len(trial.seconds)} steps at {work.bucket}", ("", "predicted", "measured", "off by"), rows)
+    console.print(f"first    {trial.first_seconds:.1f} s for the first step")
+
+
+def _off(predicted: float | None, found: float) -> str:
+    return f"{predicted / found - 1:+.1%}" if predicted else ""
+
+
+def _price(card: Card, request: PlanRequest) -> float | None:
+    """Dollars per hour: given, or from the table, which is told with its date."""
+    if request.price is not None:
+        return request.price
+    if (known := price_of(card)) is None:
+        return None
+    console.print(f"price    $ {known[0]:.2f} per hour ({known[1]}); --price gives yours", markup=False)
+    return known[0]
+
+
+def _gib(text: str) -> float:
+    """`24GiB`, `24GB` or `24`. A card's GB are GiB to its maker."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:Gi?B?)?\s*", text, re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        raise UserError(f"--memory {text}: expected a size above 0 such as 24GiB")
+    return float(match[1])

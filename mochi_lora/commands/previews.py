@@ -17,6 +17,7 @@ from mochi_lora.commands.run_folder import sheet_path
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
 from mochi_lora.data.prompts import PromptEmbeddings
+from mochi_lora.engine.mesh import ALONE, Ranks
 from mochi_lora.inference.generate import generate_latents, render
 from mochi_lora.inference.sampler import Cancelled
 from mochi_lora.inference.video import glimpse, video_name, write_contact_sheet, write_mp4
@@ -26,16 +27,23 @@ from mochi_lora.model.transformer import VelocityModel
 class Previews:
     """Makes the configured prompts' videos after N completed steps; ranks share the prompts.
 
-    `cancelled` is asked between denoising steps: who sent SIGTERM will not wait for minutes of sampling.
+    `cancelled` is asked between denoising steps: who sent SIGTERM will not wait for minutes of sampling. Ranks that work on
+    one video together must be told the same.
     """
 
     def __init__(
-        self, config: Config, processes: Accelerator, prompts: PromptEmbeddings, cancelled: Callable[[], bool]
+        self,
+        config: Config,
+        processes: Accelerator,
+        prompts: PromptEmbeddings,
+        cancelled: Callable[[], bool],
+        ranks: Ranks = ALONE,
     ) -> None:
         sample = config.sample
         self._config = config
         self._processes = processes
         self._cancelled = cancelled
+        self._ranks = ranks
         self._jobs = [(prompt, prompts(prompt), seed) for prompt in sample.prompts for seed in sample.seeds]
         self._negative = prompts(sample.negative_prompt)
         self.seconds = 0.0  # spent here since the run's start, in this process
@@ -47,7 +55,7 @@ class Previews:
         """
         start = time.monotonic()
         folder = sheet_path(self._config, done).parent
-        mine = range(self._processes.process_index, len(self._jobs), self._processes.num_processes)
+        mine = self._ranks.own(len(self._jobs))
         was_training = model.training
         model.eval()
         latents = self._sample_all(model, mine)
@@ -66,7 +74,8 @@ class Previews:
 
     def _sample_all(self, model: VelocityModel, numbers: Sequence[int]) -> dict[int, torch.Tensor] | None:
         try:
-            return {number: self._sample(model, number) for number in numbers}
+            made = {number: self._sample(model, number) for number in numbers}
+            return {number: latents for number, latents in made.items() if self._ranks.keeps(number)}
         except Cancelled:
             return None
 
@@ -80,7 +89,7 @@ class Previews:
         """(number, caption, path, a few frames) per video; offloading takes the transformer off the GPU meanwhile."""
         config = self._config
         device = self._processes.device
-        if config.engine.cpu_offload:
+        if model.plan.cpu_offload:
             model.to("cpu")
             torch.cuda.empty_cache()
         vae = load_decoder(config, device)
@@ -94,5 +103,6 @@ class Previews:
         del vae
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        model.to(device)
+        if model.plan.cpu_offload:
+            model.to(device)
         return rows

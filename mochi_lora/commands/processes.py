@@ -4,15 +4,25 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
 
+from mochi_lora.commands.workloads import base_here, film_work
+from mochi_lora.config.schema import Config
 from mochi_lora.console import console
+from mochi_lora.engine.mesh import ALONE, Ranks, check_layout, layout_of, open_ranks
 from mochi_lora.engine.plan import resolve_device
 from mochi_lora.errors import UserError
 
+_WHAT_MAKES_IT_FIT = (
+    "What makes it fit, in this order: engine.plan smallest with every other part of engine on auto (it costs time only), then "
+    "fewer frames or a smaller size in data.buckets and sample; for T5, encode.text_precision int8"
+)
+T = TypeVar("T")
 LONG_WAIT_MINUTES = 7 * 24 * 60  # encoding: a rank may be done days before its peers
 
 
@@ -26,18 +36,50 @@ def open_processes(device: str, timeout_minutes: float) -> Accelerator:
         console.print(f"accelerate's mixed_precision {asked} has no effect here; engine.precision decides", style="yellow")
     handlers = [InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))]
     cpu = resolve_device(device) == "cpu"
+    _join_restarted("gloo" if cpu else "nccl", timeout_minutes)
     return Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=handlers, project_config=ProjectConfiguration())
 
 
+def _join_restarted(backend: str, timeout_minutes: float) -> None:
+    """After a restart by torchrun on one machine: join the group under names of this attempt.
+
+    The agent's store outlives its workers, and with it the addresses of the dead ones: torch (2.13) puts no attempt into the
+    keys, and gloo then connects to nobody. Agents of several machines count attempts apart; they must not share their store
+    (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, as in `launch/slurm.sh`).
+    """
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if attempt == 0 or os.environ.get("GROUP_WORLD_SIZE", "1") != "1" or dist.is_initialized():
+        return
+    timeout = timedelta(minutes=timeout_minutes)
+    store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+    named = dist.PrefixStore(f"attempt-{attempt}", store)
+    dist.init_process_group(backend, store=named, rank=rank, world_size=world, timeout=timeout)
+
+
+def join_launch(config: Config) -> Ranks:
+    """This process's place where videos are made; a plain start is alone. Raises UserError where the layout does not fit."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    layout = layout_of(config.engine.parallel, world)
+    if world == 1:
+        return ALONE
+    check_layout(layout, base_here(config).size.heads, [film_work(config).bucket], step_cache=config.sample.step_cache)
+    open_processes(config.engine.device, LONG_WAIT_MINUTES)
+    return open_ranks(layout, LONG_WAIT_MINUTES)
+
+
+def agreed(item: T) -> T:
+    """The main process's `item`, on every process of the launch."""
+    told = [item]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        broadcast_object_list(told)
+    return told[0]
+
+
 @contextmanager
-def out_of_memory_named() -> Iterator[None]:
-    """Turn a full GPU into a `UserError` that says what makes it fit; every other error passes."""
+def out_of_memory_named(advice: str | None = None) -> Iterator[None]:
+    """Turn a full GPU into a `UserError` that says what makes it fit (None: in general); every other error passes."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        message = (
-            f"the GPU's memory is full ({str(error).splitlines()[0]}). What makes it fit, in this order: "
-            "engine.checkpointing full, engine.cpu_offload true and engine.vae_tiling true (they cost time only), then fewer "
-            "frames or a smaller size in data.buckets and sample; for T5, encode.text_precision int8"
-        )
-        raise UserError(message) from error
+        told = f"the GPU's memory is full ({str(error).splitlines()[0]}). {advice or _WHAT_MAKES_IT_FIT}"
+        raise UserError(told) from error

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
+from mochi_lora.commands.comfyui_copy import copy_path, refuse_unholdable, write_copy
 from mochi_lora.commands.identity import BASE
 from mochi_lora.commands.previews import Previews
 from mochi_lora.commands.run_folder import (
@@ -19,8 +20,8 @@ from mochi_lora.commands.run_folder import (
     step_adapter,
     videos_missing,
 )
+from mochi_lora.commands.run_plan import RunPlan
 from mochi_lora.config.schema import Config
-from mochi_lora.engine.plan import Plan
 from mochi_lora.model import adapter as lora
 from mochi_lora.model.adapter_file import save_adapter
 from mochi_lora.model.transformer import VelocityModel
@@ -37,10 +38,11 @@ class RunState:
     """What a checkpoint remembers besides tensors; `best` changes during the run."""
 
     identity: dict[str, Any]
-    plan: Plan
+    plan: RunPlan
     config: Config
     rounded: tuple[str, ...]
     best: dict[str, Any] | None  # {"step", "loss"} of the lowest held-out loss so far
+    data: dict[str, Any]  # `data_statistics`
 
 
 class RunEvents:
@@ -80,6 +82,8 @@ class RunEvents:
         if there are none (a checkpoint is written before the videos, which take minutes and can fail).
         """
         settings = self._state.config.train
+        if settings.comfyui_copy:
+            refuse_unholdable(lora.current(self._model.transformer))
         if not resumed:
             self._save_state(0)
         if done == 0 and settings.validate_every and self._validation.entries:
@@ -89,7 +93,7 @@ class RunEvents:
 
     def log(self, done: int, result: StepResult, pace: Pace) -> None:
         """One record of training figures; the host waits for the device here and nowhere else."""
-        tokens = pace.tokens_per_second * self._learner.accelerator.num_processes
+        tokens = pace.tokens_per_second * self._learner.ranks.layout.data
         loss = float(result.loss)
         values = {
             "train/loss": loss,
@@ -103,18 +107,21 @@ class RunEvents:
         }
         if torch.cuda.is_available():
             values["memory/peak_gib"] = torch.cuda.max_memory_reserved() / 2**30
+            values["memory/allocated_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        values |= self._state.plan.metrics()
         self._tracker.log(done, values)
         if self._line:
             self._line.show(loss, pace.seconds_per_step, tokens)
 
     def validate(self, done: int) -> None:
         """Held-out loss over all ranks; a new lowest one writes adapters/best.safetensors."""
-        processes = self._learner.accelerator
+        ranks = self._learner.ranks
         self._model.eval()
         with self._averaged():
-            mine = range(processes.process_index, len(self._validation.entries), processes.num_processes)
             bands = self._state.config.train.validation_bands
+            mine = ranks.own(len(self._validation.entries))
             losses = [(item, clip_losses(self._model, self._validation, item, bands)) for item in mine]
+            losses = [(item, row) for item, row in losses if ranks.keeps(item)]
         self._model.train()
         table = [row for _, row in sorted(gather_object(losses))]
         result = summarise(table, self._learner.seed)
@@ -165,8 +172,9 @@ class RunEvents:
         content["progress"] = {
             "step": done,
             "identity": self._state.identity,
-            "plan": asdict(self._state.plan),
+            "plan": asdict(self._state.plan.plan),
             "engine": self._state.config.engine.model_dump(mode="json"),
+            "layout": str(learner.ranks.layout),
             "best": self._state.best,
             "run_ids": dict(self._tracker.run_ids),
         }
@@ -184,10 +192,14 @@ class RunEvents:
             "step": done,
             "average": self._learner.average is not None,
             "held_out_loss": held_out.loss if held_out else None,
+            "data": self._state.data,
             "config": config.model_dump(mode="json"),
         }
         with self._averaged():
-            save_adapter(path, lora.current(self._model.transformer), provenance)
+            adapter = lora.current(self._model.transformer)
+            if config.train.comfyui_copy:  # first: where the adapter is, its copy is
+                write_copy(copy_path(path), adapter, provenance)
+            save_adapter(path, adapter, provenance)
 
     def _averaged(self) -> AbstractContextManager[None]:
         """The moving average's weights where there is one: what is measured, shown and exported."""

@@ -53,6 +53,16 @@ def final_adapter(config: Config) -> Path:
     return config.run.folder / "adapter.safetensors"
 
 
+def evaluation_folder(config: Config) -> Path:
+    """Videos and reports of `mochi-lora evaluate`, unless told otherwise."""
+    return config.run.folder / "evaluation"
+
+
+def card_folder(config: Config) -> Path:
+    """What can be published: the final adapter with its card and videos."""
+    return config.run.folder / "publish"
+
+
 def sheet_path(config: Config, done: int) -> Path:
     """The contact sheet of the videos made after `done` steps: written last, so where it is, they are."""
     return config.run.folder / "samples" / f"step-{done:06d}" / "sheet.png"

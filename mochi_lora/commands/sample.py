@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from mochi_lora.commands.processes import out_of_memory_named
+from mochi_lora.commands.processes import agreed, join_launch, out_of_memory_named
 from mochi_lora.commands.run_folder import final_adapter
 from mochi_lora.commands.videos import make_videos
 from mochi_lora.config.requests import AdapterChoice, SampleRequest
@@ -14,7 +14,7 @@ from mochi_lora.config.schema import Config
 from mochi_lora.console import console
 from mochi_lora.errors import UserError
 from mochi_lora.inference.playback import read_video
-from mochi_lora.inference.shots import Shot
+from mochi_lora.inference.shots import Shot, short_names
 from mochi_lora.inference.tiles import GridRow, write_grids
 from mochi_lora.inference.video import glimpse, video_name, write_contact_sheet
 
@@ -28,9 +28,12 @@ def run(config: Config, request: SampleRequest) -> list[Path]:
         raise UserError(message)
     columns = request.columns(_adapters(config, request))
     labels = label_columns(columns)
-    folder = request.output or config.run.folder / "samples" / time.strftime("sample-%Y%m%d-%H%M%S")
+    ranks = join_launch(config)
+    folder = request.output or config.run.folder / "samples" / agreed(time.strftime("sample-%Y%m%d-%H%M%S"))
     shots = _shots(jobs, columns, labels)
-    paths = make_videos(config, shots, folder, assume_alpha_is_rank=request.assume_alpha_is_rank)
+    paths = make_videos(config, shots, folder, assume_alpha_is_rank=request.assume_alpha_is_rank, ranks=ranks)
+    if ranks.rank:
+        return paths
     titles = [f"{prompt} (seed {seed})" for prompt, seed in jobs]
     _write_sheet(folder / "sheet.png", titles, labels, paths)
     for path in paths:
@@ -46,9 +49,7 @@ def run(config: Config, request: SampleRequest) -> list[Path]:
 
 def label_columns(columns: Sequence[Sequence[AdapterChoice]]) -> list[str]:
     """A name for each column, all different: file names and strengths, and the folder where two files are called alike."""
-    files = {choice.path for column in columns for choice in column}
-    same_stem = Counter(path.stem for path in files)
-    names = {path: path.stem if same_stem[path.stem] == 1 else f"{path.absolute().parent.name}/{path.stem}" for path in files}
+    names = short_names(choice.path for column in columns for choice in column)
     labels = [" + ".join(f"{names[item.path]} {item.strength:g}" for item in column) or "base" for column in columns]
     repeated = Counter(labels)
     return [label if repeated[label] == 1 else f"{label} ({number})" for number, label in enumerate(labels, 1)]

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from mochi_lora.commands.plan import Planned, plan_everything
+from mochi_lora.commands.encode_plan import Planned, plan_everything
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table, progress_bar
 from mochi_lora.data.ahead import begun_ahead

@@ -6,18 +6,24 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
+from mochi_lora.commands import card, publish
+from mochi_lora.commands.comfyui_copy import refuse_settings
 from mochi_lora.commands.identity import require_same, require_same_encoders, run_identity
+from mochi_lora.commands.models import load_planned
 from mochi_lora.commands.previews import Previews
 from mochi_lora.commands.processes import open_processes, out_of_memory_named
 from mochi_lora.commands.run_events import RunEvents, RunState
-from mochi_lora.commands.run_folder import checkpoints, final_adapter, final_is_missing, videos_missing
+from mochi_lora.commands.run_folder import card_folder, checkpoints, final_adapter, final_is_missing, videos_missing
+from mochi_lora.commands.run_plan import plan_of_run
+from mochi_lora.commands.workloads import base_of, film_work
 from mochi_lora.config.load import dump_config
+from mochi_lora.config.requests import HubTarget
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
 from mochi_lora.data.cache import Cache
@@ -25,14 +31,17 @@ from mochi_lora.data.index import Index, read_index
 from mochi_lora.data.mix import parts_of, pools_of
 from mochi_lora.data.plan import BatchPlan, Share
 from mochi_lora.data.prompts import CachedPrompts
-from mochi_lora.engine.plan import Plan, resolve_plan
+from mochi_lora.data.statistics import data_statistics
+from mochi_lora.engine.mesh import Layout, Ranks, check_layout, layout_of, make_alike, open_ranks
+from mochi_lora.engine.plan import Plan
+from mochi_lora.errors import UserError
 from mochi_lora.files import only_one, remove_abandoned, write_text
 from mochi_lora.model import adapter as lora
 from mochi_lora.model.adapter_file import load_adapter
 from mochi_lora.model.base import fingerprint, locate
 from mochi_lora.model.flow import LatentStats
 from mochi_lora.model.transformer import VelocityModel
-from mochi_lora.model.weights import LoadedTransformer, load_transformer, read_config
+from mochi_lora.model.weights import LoadedTransformer
 from mochi_lora.spec import Bucket
 from mochi_lora.training.average import MovingAverage
 from mochi_lora.training.batches import Batch, MicroSteps, SampleSource, steps_from
@@ -45,12 +54,18 @@ from mochi_lora.training.tracking import Silent, Tracker, open_trackers
 from mochi_lora.training.trainer import Learner, run_loop
 
 
-def run(config: Config, *, fresh: bool) -> None:
-    """Train, or go on training. Raises UserError for whatever a person can mend."""
+def run(config: Config, *, fresh: bool, push: HubTarget | None = None) -> None:
+    """Train, or go on training; a finished run gets its model card, and is published if asked for.
+
+    Raises UserError for whatever a person can mend.
+    """
     processes = open_processes(config.engine.device, config.train.peer_timeout_minutes)
+    if push and processes.is_main_process:
+        publish.require_right(push)
     index = read_index(config.data)
     require_same_encoders(config, index)
-    share = Share(config.train.batch_size, config.train.gradient_accumulation, processes.num_processes, processes.process_index)
+    place = Ranks(layout_of(config.engine.parallel, processes.num_processes), processes.process_index)
+    share = Share(config.train.batch_size, config.train.gradient_accumulation, place.layout.data, place.data_rank)
     folder = locate(config.model.base, config.model.revision, "transformer")
     identity = run_identity(config, index, fingerprint(folder), share.samples_per_step)
     stopped = 0
@@ -71,10 +86,24 @@ def run(config: Config, *, fresh: bool) -> None:
         else:
             context.enter_context(lost_peer_named(config.train.peer_timeout_minutes))
             context.enter_context(out_of_memory_named())
-            stopped = _train(config, processes, _Sources.of(config, index), share, folder, identity, found)
+            stopped = _train(config, processes, _Sources.of(config, index), share, folder, identity, found, place.layout)
+    main = processes.is_main_process
     processes.end_training()
     if stopped:
         sys.exit(128 + stopped)  # what was asked for is not done
+    if main:
+        _hand_over(config, push)
+
+
+def _hand_over(config: Config, push: HubTarget | None) -> None:
+    try:
+        card.bring_up_to_date(config)
+    except UserError as error:
+        if push:
+            raise
+        console.print(f"no model card was written: {error}", style="yellow", markup=False)  # the adapter itself is safe
+    if push:
+        publish.run(card_folder(config), push)
 
 
 def _train(
@@ -85,23 +114,31 @@ def _train(
     folder: Path,
     identity: dict[str, Any],
     found: Checkpoint | None,
+    layout: Layout,
 ) -> int:
     """Returns the signal that stopped it, 0 at the end."""
-    plan = _resolve_plan(config, found, folder, processes.device.type)
+    check_layout(layout, base_of(folder).size.heads, _shapes(config, sources), step_cache=config.sample.step_cache)
+    run_plan = plan_of_run(config, found, folder, sources.buckets, processes, layout)
+    plan = run_plan.plan
+    ranks = open_ranks(replace(layout, shard=plan.shard), config.train.peer_timeout_minutes)
     with ExitStack() as context:
+        context.enter_context(out_of_memory_named(run_plan.when_full()))
         stop = context.enter_context(StopFlag(config.train.peer_timeout_minutes))
         # Before the base is loaded, which takes minutes: what may be refused.
+        refuse_settings(config)
         start = _starting_adapter(config) if found is None else None
-        previews = _previews(config, processes, sources, stop)
+        previews = _previews(config, processes, sources, stop, ranks)
         tracker = _open_tracker(config, processes, found)
         context.callback(tracker.finish)
-        loaded = load_transformer(folder, device=processes.device, precision=plan.precision)
+        loaded = load_planned(folder, plan, processes.device)
         _warn_rounded(loaded, folder)
-        learner, model = _build_learner(config, processes, loaded, plan, start)
+        learner, model = _build_learner(config, processes, loaded, plan, start, ranks)
         done = _restore(learner, found)
-        state = RunState(identity, plan, config, loaded.rounded, _best_of(found))
+        data = data_statistics(sources.train.entries, sources.validation.entries)
+        state = RunState(identity, run_plan, config, loaded.rounded, _best_of(found), data)
         health = Health(processes.device, config.run.folder, processes.process_index)
         _describe(config, processes, learner, sources, done)
+        console.print(run_plan.told(), markup=False)
         line = context.enter_context(TrainingLine(config.train.steps, done)) if processes.is_main_process else None
         events = RunEvents(learner, model, state, tracker, sources.validation, previews, line)
         events.begin(done, resumed=found is not None)
@@ -132,47 +169,43 @@ class _Sources:
         )
         return cls(CachedPrompts(cache, index), *sides)
 
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """Shape of every clip that is trained on."""
+        return tuple(Bucket.parse(entry.bucket) for entry in self.train.entries)
+
     def batches(self, config: Config, share: Share, start: int, *, pin: bool) -> Iterator[tuple[int, list[Batch]]]:
-        buckets = tuple(Bucket.parse(entry.bucket) for entry in self.train.entries)
+        buckets = self.buckets
         pools = pools_of(buckets, [entry.part for entry in self.train.entries], parts_of(config.data))
         plan = BatchPlan(buckets, config.run.seed, share.samples_per_step, pools)
         micro_steps = MicroSteps(self.train, plan, share)
         return steps_from(micro_steps, share, start, config.train.steps, workers=config.data.loader_workers, pin=pin)
 
 
-def _resolve_plan(config: Config, found: Checkpoint | None, folder: Path, device: str) -> Plan:
-    """The run's own plan if the engine settings and the device are those it was resolved for; else a new one, said aloud."""
-    head_size = read_config(folder)["attention_head_dim"]
-    if found is None:
-        return resolve_plan(config.engine, head_size)
-    progress = found.state["progress"]
-    stored = Plan(**progress["plan"])
-    if progress["engine"] == config.engine.model_dump(mode="json") and stored.device == device:
-        return stored
-    plan = resolve_plan(config.engine, head_size)
-    if plan != stored:
-        changed = [f"{key}: {old} -> {asdict(plan)[key]}" for key, old in asdict(stored).items() if old != asdict(plan)[key]]
-        console.print(f"the engine changed since the checkpoint ({', '.join(changed)}): no longer bit for bit the same run")
-    return plan
-
-
 def _build_learner(
-    config: Config, processes: Accelerator, loaded: LoadedTransformer, plan: Plan, start: lora.Adapter | None
+    config: Config,
+    processes: Accelerator,
+    loaded: LoadedTransformer,
+    plan: Plan,
+    start: lora.Adapter | None,
+    ranks: Ranks,
 ) -> tuple[Learner, VelocityModel]:
     parameters = lora.attach(loaded.transformer, config.adapter, config.run.seed)
     if start is not None:
         lora.load_into(loaded.transformer, start, lora.TRAINED)
-    model = VelocityModel(loaded.transformer, plan)
+    make_alike(list(parameters.values()), ranks.layout)
+    model = VelocityModel(loaded.transformer, plan, ranks)
     model.train()
     learner = Learner(
         accelerator=processes,
-        model=processes.prepare_model(model),
+        model=model,
         parameters=parameters,
         optimizer=build_optimizer(config.train, parameters.values()),
         average=MovingAverage(parameters, config.train.ema_decay) if config.train.ema_decay else None,
         settings=config.train,
         objective=config.objective,
         seed=config.run.seed,
+        ranks=ranks,
     )
     return learner, model
 
@@ -199,6 +232,12 @@ def _best_of(found: Checkpoint | None) -> dict[str, Any] | None:
     return None if found is None else found.state["progress"]["best"]
 
 
+def _shapes(config: Config, sources: _Sources) -> set[Bucket]:
+    """Of everything that goes through the model: clips, held-out clips, the videos in between."""
+    filmed = {film_work(config).bucket} if config.train.sample_every and config.sample.prompts else set()
+    return {Bucket.parse(entry.bucket) for side in (sources.train, sources.validation) for entry in side.entries} | filmed
+
+
 def _open_tracker(config: Config, processes: Accelerator, found: Checkpoint | None) -> Tracker:
     if not processes.is_main_process:
         return Silent()
@@ -221,10 +260,11 @@ def _starting_adapter(config: Config) -> lora.Adapter | None:
     return start
 
 
-def _previews(config: Config, processes: Accelerator, sources: "_Sources", stop: StopFlag) -> Previews | None:
+def _previews(config: Config, processes: Accelerator, sources: "_Sources", stop: StopFlag, ranks: Ranks) -> Previews | None:
     if not config.train.sample_every or not config.sample.prompts:
         return None
-    return Previews(config, processes, sources.prompts, cancelled=lambda: stop.requested != 0)
+    cancelled = stop.agreed if ranks.layout.together else lambda: stop.requested != 0
+    return Previews(config, processes, sources.prompts, cancelled, ranks)
 
 
 def _set_aside(folder: Path) -> None:
@@ -251,12 +291,13 @@ def _warn_rounded(loaded: LoadedTransformer, folder: Path) -> None:
 def _describe(config: Config, processes: Accelerator, learner: Learner, sources: _Sources, done: int) -> None:
     count = sum(parameter.numel() for parameter in learner.parameters.values())
     settings = config.train
-    per_step = settings.batch_size * settings.gradient_accumulation * processes.num_processes
+    layout = learner.ranks.layout
+    per_step = settings.batch_size * settings.gradient_accumulation * layout.data
     console.print(
         f"run      {config.run.folder}, step {done} of {settings.steps}\n"
         f"data     {len(sources.train.entries)} clips, {len(sources.validation.entries)} held out, {per_step} per step\n"
         f"adapter  {config.adapter.targets}, rank {config.adapter.rank}, {count:,} parameters\n"
-        f"device   {processes.num_processes} x {processes.device.type}, started {time.strftime('%H:%M:%S')}",
+        f"device   {processes.num_processes} x {processes.device.type} ({layout}), started {time.strftime('%H:%M:%S')}",
         markup=False,
     )
 

@@ -65,7 +65,7 @@ def booleans_for_numbers(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for section, values in settings.items():
         annotations = settings_of(section)
         for name, value in values.items() if isinstance(values, dict) else ():
-            if isinstance(value, bool) and annotations.get(name, bool) is not bool:
+            if isinstance(value, bool) and not {bool} & {annotations.get(name, bool), *get_args(annotations.get(name))}:
                 yield f"{section}.{name}", f"got {str(value).lower()}, expected a value that is not true or false"
 
 

@@ -89,6 +89,37 @@ class EvaluationRequest:
 
 
 @dataclass(frozen=True)
+class HubTarget:
+    """Where on the hub an adapter is to go."""
+
+    repository: str  # OWNER/NAME
+    private: bool = False
+
+
+@dataclass(frozen=True)
+class DemoRequest:
+    """One call of `mochi-lora demo`."""
+
+    host: str = "127.0.0.1"
+    port: int = 7860
+    password: str | None = None  # name of an environment variable, or a file
+    open_to_anyone: bool = False
+    adapters: tuple[AdapterChoice, ...] = ()
+    assume_alpha_is_rank: bool = False
+    started_with: tuple[str, ...] = ()  # the words that chose the configuration
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """One call of `mochi-lora plan`."""
+
+    gpu: str | None = None  # by name, instead of this machine's
+    memory: str | None = None  # as typed: 24GiB
+    price: float | None = None  # dollars per hour
+    measure: bool = False
+
+
+@dataclass(frozen=True)
 class PromptLine:
     """One line of a prompts file; None where it does not say."""
 

@@ -50,3 +50,12 @@ def guidance_schedule(guidance: float | Sequence[float], steps: int) -> list[flo
     if len(guidance) != steps:
         raise UserError(f"guidance has {len(guidance)} values for {steps} steps: give one per step, or a single one")
     return [float(scale) for scale in guidance]
+
+
+def guidance_inside(scales: Sequence[float], sigmas: Sequence[float], interval: tuple[float, float]) -> list[float]:
+    """`scales` where the step's sigma lies in the interval [low, high], elsewhere 1, which is no guidance.
+
+    Kynkaanniemi et al., arXiv 2404.07724: guidance at the highest and lowest noise levels costs variety and gains little.
+    """
+    low, high = interval
+    return [scale if low <= sigma <= high else 1.0 for scale, sigma in zip(scales, sigmas[:-1], strict=True)]

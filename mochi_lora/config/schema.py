@@ -4,7 +4,7 @@
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -12,7 +12,7 @@ from mochi_lora import spec
 from mochi_lora.config.curation import CaptionConfig, FilterConfig, PrepareConfig, SplitConfig
 from mochi_lora.config.engine import EngineConfig
 from mochi_lora.config.schedule import guidance_schedule, length_of_linear_part, linear_quadratic_schedule
-from mochi_lora.config.section import BucketText, Decay, Frames, Section, Size
+from mochi_lora.config.section import BucketText, Decay, Frames, Section, Share, Size
 
 
 class RunConfig(Section):
@@ -26,7 +26,7 @@ class ModelConfig(Section):
     """The pretrained Mochi that stays frozen."""
 
     base: str = Field(spec.BASE_MODEL, description="Hub id, or local folder in diffusers layout, of the base model.")
-    revision: str | None = Field(None, description="Hub commit or tag to pin; null takes the newest.")
+    revision: str | None = Field(None, description="Hub commit or tag to pin; null takes what is downloaded, or the newest.")
 
 
 class PartConfig(Section):
@@ -159,6 +159,9 @@ class TrainConfig(Section):
     log_every: int = Field(10, ge=1, description="Optimiser steps between log lines.")
     checkpoint_every: int = Field(200, ge=1, description="Optimiser steps between checkpoints and adapter files.")
     keep_checkpoints: int = Field(2, ge=1, description="Resume states kept; adapter files are all kept.")
+    comfyui_copy: bool = Field(
+        False, description="Write each adapter file in ComfyUI's layout as well, into comfyui/ beside it; not with dora."
+    )
     validate_every: int = Field(200, ge=0, description="Optimiser steps between held-out losses; 0 is never.")
     validation_bands: int = Field(8, ge=1, description="Fixed noise levels at which the held-out loss is measured.")
     sample_every: int = Field(
@@ -176,6 +179,12 @@ class TrainConfig(Section):
         return self
 
 
+# genmoai/mochi @0c86aeb `demos/cli.py`, a comment: "FastMochi" weights.
+PRESETS: dict[str | None, dict[str, Any]] = {
+    "fastmochi": {"steps": 8, "guidance": 1.5, "linear_steps": 6, "threshold_noise": 0.1},
+}
+
+
 class SampleConfig(Section):
     """Videos made during training and by `mochi-lora sample`."""
 
@@ -188,13 +197,45 @@ class SampleConfig(Section):
     frames: Frames = Field(37, description="Frames at 30 per second, 6k+1.")
     height: Size = Field(spec.TRAINED_HEIGHT, description="Pixels, multiple of 16.")
     width: Size = Field(spec.TRAINED_WIDTH, description="Pixels, multiple of 16.")
+    preset: Literal["fastmochi"] | None = Field(
+        None,
+        description="Settings that belong together: fastmochi (8 steps, guidance 1.5, 6 linear steps, threshold_noise 0.1) is "
+        "Genmo's for a base distilled to few steps. It stands for these four keys: leave them out.",
+    )
     steps: int = Field(64, ge=2, description="Denoising steps.")
     guidance: float | list[float] = Field(6.0, description="Guidance scale, or one per step; 1 is none.")
     linear_steps: int | None = Field(
         None, ge=1, description="Steps in the linear part of the sigma schedule; null is half of them."
     )
     threshold_noise: float = Field(0.025, gt=0, lt=1, description="Noise removed by the linear part.")
+    guidance_interval: tuple[Share, Share] = Field(
+        (0.0, 1.0), description="Lowest and highest sigma (0 to 1) that are guided; a step outside costs half."
+    )
+    step_cache: float = Field(
+        0.0,
+        ge=0,
+        description="Expected relative change up to which a step reuses the last one's work (TeaCache); 0: never.",
+    )
     strength: float = Field(1.0, description="Strength of the run's adapter; 0 is the base model, bit for bit.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_stands_for_its_keys(cls, given: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
+        preset = PRESETS.get(given.get("preset")) if isinstance(given, dict) else None
+        if preset is None:
+            return given
+        for key in preset.keys() & given.keys():
+            if given[key] != preset[key]:
+                message = f"preset {given['preset']} has {key} {preset[key]}, but {given[key]} is set: leave one of them out"
+                raise ValueError(message)
+        return given | preset
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _interval_is_one(cls, interval: tuple[float, float]) -> tuple[float, float]:
+        if interval[0] >= interval[1]:
+            raise ValueError(f"guidance_interval {list(interval)}: give the lowest sigma first, then the highest")
+        return interval
 
     # Fields are checked in the order above: `checked.data` holds the earlier ones that are legal themselves.
 

@@ -38,7 +38,7 @@ def store_captions(clips: Path, captions: Mapping[Key, str]) -> None:
     table = _table_of(clips)
     if table is None:
         for (path, _, _), caption in captions.items():
-            if caption_beside(path) != caption:
+            if (caption_beside(path) or "") != caption:
                 write_text(path.with_suffix(".txt"), caption + "\n")
         return
     before = table.read_text(encoding="utf-8-sig")

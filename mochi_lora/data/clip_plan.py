@@ -31,6 +31,7 @@ class ClipPlan:
     seconds: float  # of the clip; 0 for images
     unused_seconds: float  # at its end
     source_frames: int  # different frames of the file that are shown
+    is_configured: bool  # whether the bucket is one of those asked for; an image may take another
 
     @property
     def status(self) -> Status:
@@ -45,7 +46,9 @@ class ClipPlan:
 
     def _time(self) -> str:
         if self.seconds == 0:
-            return "an image: one frame"
+            return (
+                "an image: one frame" if self.is_configured else f"an image: one frame, though {self.bucket} is not configured"
+            )
         frames = f"{self.bucket.frames} frames at {FRAMES_PER_SECOND} fps from {self.source_frames} of the file"
         if self.status == "kept":
             return f"{frames}, the whole clip"
@@ -80,4 +83,5 @@ def plan_clip(source: ClipSource, info: ClipInfo, shapes: Shapes) -> ClipPlan:
         seconds=seconds,
         unused_seconds=0.0 if info.is_image else max(0.0, seconds - bucket.frames / FRAMES_PER_SECOND),
         source_frames=len(set(chosen)),
+        is_configured=bucket in shapes.buckets,
     )

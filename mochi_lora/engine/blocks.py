@@ -1,31 +1,63 @@
-"""The one place where a transformer block is wrapped: today by gradient checkpointing."""
+"""The one place where the transformer's blocks are wrapped: checkpointing, compilation, offloading and swapping, from the plan.
+
+From the inside out: checkpointing, compilation around it (the partitioner must see the policy), offloading of what either of
+them keeps, and the weights' fetching around everything, so that a second forward pass finds them too.
+"""
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
+from mochi_lora.engine.checkpoints import Block, RotaryTables, modes_of, run_block
+from mochi_lora.engine.compiled import CompiledBlocks
+from mochi_lora.engine.mesh import ALONE, Ranks
+from mochi_lora.engine.offload import ActivationOffload
 from mochi_lora.engine.plan import Plan
+from mochi_lora.engine.shards import ShardedBlocks
+from mochi_lora.engine.swap import BlockSwap
 
-# (visual [B, V, width], text [B, L, width], conditioning [B, width], valid text lengths, (cos, sin)) -> (visual, text)
-RotaryTables = tuple[torch.Tensor, torch.Tensor]
-Block = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, ...], RotaryTables], tuple[torch.Tensor, torch.Tensor]]
+_Run = Callable[..., tuple[torch.Tensor, torch.Tensor]]  # `run_block` or its compiled form
 
 
-def wrap_blocks(blocks: Sequence[nn.Module], plan: Plan) -> list[Block]:
+def wrap_blocks(blocks: Sequence[nn.Module], plan: Plan, ranks: Ranks = ALONE) -> list[Block]:
     """The callables that run `blocks` as `plan` says, in order.
 
-    `full` keeps only a block's inputs and recomputes the rest in the backward pass.
+    Adapters may be attached before or after. With `block_swap`, or with shard ranks, the base weights of a block that is
+    fetched are right only while it runs: who reads them otherwise (DoRA, when it is attached) does so before. With `compile`
+    a text stream of one row comes back with two.
     """
-    assert plan.checkpointing in ("none", "full"), plan.checkpointing
-    return [block if plan.checkpointing == "none" else _recomputed(block) for block in blocks]
+    modes = modes_of(plan.checkpointing, len(blocks))
+    device = torch.device(plan.device)
+    run = CompiledBlocks() if plan.compile else run_block
+    offload = ActivationOffload(device) if "offload" in modes else None
+    calls = [
+        _offloaded(run, block, offload) if mode == "offload" and offload else partial(run, block, mode)
+        for block, mode in zip(blocks, modes, strict=True)
+    ]
+    assert not (plan.block_swap and ranks.shard_group), "what is sharded is not swapped"
+    if ranks.shard_group is not None:
+        swap: BlockSwap = ShardedBlocks(blocks, device, ranks.shard_group)
+    elif plan.block_swap:
+        swap = BlockSwap(blocks, plan.block_swap, device)
+    else:
+        return calls
+    return [swap.wrap(index, call) for index, call in enumerate(calls)]
 
 
-def _recomputed(block: nn.Module) -> Block:
-    def recomputed(*arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
+def _offloaded(run: _Run, block: nn.Module, offload: ActivationOffload) -> Block:
+    """As `attention_saved`, but what is kept lies in host memory."""
+    call = partial(run, block, "attention_saved")
+
+    def offloaded(
+        visual: torch.Tensor, text: torch.Tensor, conditioning: torch.Tensor, lengths: tuple[int, ...], rotary: RotaryTables
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if not torch.is_grad_enabled():
-            return block(*arguments)
-        return checkpoint(block, *arguments, use_reentrant=False)
+            return call(visual, text, conditioning, lengths, rotary)
+        with offload.keeping(chain(block.parameters(), block.buffers(), rotary)) as contexts:
+            eager = {"contexts": contexts} if run is run_block else {}
+            return call(visual, text, conditioning, lengths, rotary, **eager)
 
-    return recomputed
+    return offloaded

@@ -1,12 +1,11 @@
-"""How the transformer is run: the engine settings, resolved on this machine. Stored with every run and reused on resume."""
+"""How the transformer is run: the engine settings, resolved (`engine.resolve`). Stored with every run and reused on resume."""
 
 from dataclasses import dataclass
 
 import torch
 
-from mochi_lora.config.engine import EngineConfig
-from mochi_lora.engine.attention import Attention, check_attention
-from mochi_lora.engine.precision import Precision, compute_dtype
+from mochi_lora.engine.kernels import Attention
+from mochi_lora.engine.precision import Precision
 from mochi_lora.errors import UserError
 
 
@@ -20,6 +19,19 @@ class Plan:
     checkpointing: str  # as in the configuration, `config.engine.checkpointing_runs` reads it; never auto
     block_swap: int = 0  # blocks whose weights live in pinned host memory
     compile: bool = False
+    context: int = 1  # ranks that share the tokens of one sample
+    shard: int = 1  # ranks that hold one copy of the frozen base between them
+    cpu_offload: bool = False  # transformer and VAE take turns on the device when videos are made
+
+    def __str__(self) -> str:
+        """As the settings are written."""
+        words = [f"precision {self.precision}", f"attention {self.attention}", f"checkpointing {self.checkpointing}"]
+        words += [f"block_swap {self.block_swap}"] if self.block_swap else []
+        words += ["compile true"] if self.compile else []
+        sizes = [f"{name}:{size}" for name, size in (("context", self.context), ("shard", self.shard)) if size > 1]
+        words += [f"parallel {','.join(sizes)}"] if sizes else []
+        words += ["cpu_offload true"] if self.cpu_offload else []
+        return ", ".join(words)
 
 
 def resolve_device(setting: str) -> str:
@@ -33,10 +45,3 @@ def resolve_device(setting: str) -> str:
     if setting == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return setting
-
-
-def resolve_plan(engine: EngineConfig, head_size: int) -> Plan:
-    """Settle `auto`, and check that the chosen attention kernel runs, forward and backward. Raises UserError."""
-    plan = Plan(resolve_device(engine.device), engine.precision, engine.attention, engine.checkpointing)
-    check_attention(plan.attention, torch.device(plan.device), compute_dtype(plan.precision), head_size)
-    return plan

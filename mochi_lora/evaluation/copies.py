@@ -32,12 +32,14 @@ class _Found:
     nearest: Nearest
 
 
-def memorisation(cells: Sequence[Cell], folder: Path, training: Sequence[Clip], footage: Footage) -> Memorisation | Missing:
+def memorisation(
+    cells: Sequence[Cell], folder: Path, training: Sequence[Clip], footage: Footage, pictures: str = PICTURES
+) -> Memorisation | Missing:
     """Compare base and adapter (strength 1) on prompts of training clips, or on trigger prompts where none were made.
 
     Copies are looked for by layout, coarse thumbnails: measured on this project's clips, embeddings of objects rate a copy
-    and a new clip of the same words alike. Writes pictures of the nearest pairs under `folder`/nearest. Missing without
-    training clips, or where they are one piece of footage and nothing shows how alike different clips are.
+    and a new clip of the same words alike. Writes pictures of the nearest pairs under `folder`/`pictures`. Missing
+    without training clips, or where they are one piece of footage and nothing shows how alike different clips are.
     """
     if not training:
         return Missing("memorisation", "no training clip could be read (data.clips)")
@@ -59,7 +61,10 @@ def memorisation(cells: Sequence[Cell], folder: Path, training: Sequence[Clip], 
         base_flagged_share=shares[BASE],
         threshold=threshold,
         calibration=_calibration(len(training), len(sides[BASE])),
-        nearest=tuple(_neighbour(at, found, training, threshold, folder, footage) for at, found in enumerate(ranked)),
+        nearest=tuple(
+            _neighbour(found, training, threshold, folder, footage, f"{pictures}/{at}.png" if at < _SHOWN else None)
+            for at, found in enumerate(ranked)
+        ),
         motion_similarity=_motion_similarity(ranked, training, footage),
         conclusion="memorises" if beyond >= _BEYOND_BASE and enough else "does not memorise",
     )
@@ -105,11 +110,11 @@ def _motion_similarity(ranked: Sequence[_Found], training: Sequence[Clip], foota
     return float(np.mean(moving)) if moving else None
 
 
-def _neighbour(at: int, found: _Found, training: Sequence[Clip], threshold: float, folder: Path, footage: Footage) -> Neighbour:
+def _neighbour(
+    found: _Found, training: Sequence[Clip], threshold: float, folder: Path, footage: Footage, picture: str | None
+) -> Neighbour:
     twin = training[found.nearest.clip]
-    picture = None
-    if at < _SHOWN:
-        picture = f"{PICTURES}/{at}.png"
+    if picture:
         _write_pair(
             folder / picture,
             _frame(found.clip, found.nearest.frame, footage),

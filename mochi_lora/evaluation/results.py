@@ -13,6 +13,11 @@ PromptSet = Literal["trigger", "plain", "unrelated", "training"]
 Conclusion = Literal["better", "worse", "no worse", "unclear", "indicative", "context"]  # context: neither good nor bad
 
 
+def file_name(name: str, *, quick: bool) -> str:
+    """What a report's file is called: a quick look shares videos, and so the folder, with the full evaluation."""
+    return f"quick-{name}" if quick else name
+
+
 @dataclass(frozen=True)
 class Missing:
     """Something that was not computed."""

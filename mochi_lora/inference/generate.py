@@ -5,22 +5,23 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from mochi_lora.config.schedule import guidance_schedule, linear_quadratic_schedule
+from mochi_lora.config.schedule import guidance_inside, guidance_schedule, linear_quadratic_schedule
 from mochi_lora.config.schema import SampleConfig
 from mochi_lora.data.samples import TextEmbedding
 from mochi_lora.inference.sampler import Velocity, draw_noise, sample_latents
 from mochi_lora.inference.video import to_uint8
+from mochi_lora.model.step_cache import StepCache
 from mochi_lora.model.transformer import TextBatch, VelocityModel
 from mochi_lora.model.vae import MochiVae
 from mochi_lora.spec import Bucket
 
 
-def condition(model: VelocityModel, text: TextEmbedding) -> Velocity:
-    """The model with its text filled in."""
+def condition(model: VelocityModel, text: TextEmbedding, cache: StepCache | None = None) -> Velocity:
+    """The model with its text filled in, for one video; a `cache` (not exact) spares steps."""
     batch = TextBatch.collate([text]).to(model.device)
 
     def velocity(latents: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return model(latents, sigma, batch)
+        return model(latents, sigma, batch, cache)
 
     return velocity
 
@@ -40,16 +41,23 @@ def generate_latents(
     """
     bucket = Bucket(settings.frames, settings.height, settings.width)
     noise = draw_noise(seed, (1, *bucket.latent_shape)).to(model.device)
+    sigmas = linear_quadratic_schedule(settings.steps, settings.threshold_noise, settings.linear_steps)
+    scales = guidance_inside(guidance_schedule(settings.guidance, settings.steps), sigmas, settings.guidance_interval)
+    guided = sum(scale != 1 for scale in scales)
     latents = sample_latents(
-        condition(model, prompt),
-        condition(model, negative),
+        condition(model, prompt, _cache(settings, settings.steps)),
+        condition(model, negative, _cache(settings, guided)),
         noise,
-        linear_quadratic_schedule(settings.steps, settings.threshold_noise, settings.linear_steps),
-        guidance_schedule(settings.guidance, settings.steps),
+        sigmas,
+        scales,
         on_step=on_step,
         cancelled=cancelled,
     )
     return latents[0]
+
+
+def _cache(settings: SampleConfig, calls: int) -> StepCache | None:
+    return StepCache(settings.step_cache, calls) if settings.step_cache else None
 
 
 def render(vae: MochiVae, latents: torch.Tensor) -> np.ndarray:

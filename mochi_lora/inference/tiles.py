@@ -28,7 +28,7 @@ class GridRow:
     videos: tuple[Path, ...]
 
 
-def write_grids(folder: Path, columns: Sequence[str], rows: Sequence[GridRow]) -> list[Path]:
+def write_grids(folder: Path, columns: Sequence[str], rows: Sequence[GridRow], stem: str = "grid") -> list[Path]:
     """Write `grid.mp4` (`grid-1.mp4`, ... where the rows do not fit into one) of videos that are all of one size.
 
     Nothing is held in memory but one frame of each video. A video that ends before the longest keeps its last frame.
@@ -40,7 +40,7 @@ def write_grids(folder: Path, columns: Sequence[str], rows: Sequence[GridRow]) -
     height = _even(width * first.height / first.width)
     per_page = max(1, (_TALLEST - _BAND) // (_BAND + height + _GAP))
     pages = [rows[start : start + per_page] for start in range(0, len(rows), per_page)]
-    names = ["grid.mp4"] if len(pages) == 1 else [f"grid-{number}.mp4" for number in range(1, len(pages) + 1)]
+    names = [f"{stem}.mp4"] if len(pages) == 1 else [f"{stem}-{number}.mp4" for number in range(1, len(pages) + 1)]
     for name, page in zip(names, pages, strict=True):
         canvas, corners = _canvas(columns, page, width, height)
         write_mp4_stream(folder / name, _frames(page, canvas, corners, (width, height)), *canvas.shape[:2])

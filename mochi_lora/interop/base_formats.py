@@ -77,7 +77,7 @@ def to_genmo(source: Path, target: Path, tick: Tick = nothing) -> Converted:
         expected = " or ".join(model.__name__ for model in _MODELS.values())
         raise UserError(f"{source / 'config.json'}: is a {config.get('_class_name')}, expected {expected}")
     stored = tensors_of_folder(source)
-    _require_whole(component, source, stored, config)
+    require_whole(component, source, stored, config)
     if component == "transformer":
         path = target if target.suffix == ".safetensors" else target / "dit.safetensors"
         _write_new(path, _genmo_transformer(stored, config["num_layers"]), tick)
@@ -113,21 +113,23 @@ def _write_new(path: Path, tensors: Mapping[str, Stored], tick: Tick) -> None:
 
 
 def _write_folder(component: str, tensors: dict[str, Stored], config: dict[str, Any], target: Path, tick: Tick) -> Converted:
-    _require_whole(component, target, tensors, config)
+    require_whole(component, target, tensors, config)
     write_tensors(target / WEIGHTS, tensors, tick)
     require_same(tensors, tensors_of_folder(target), target, tick)
     # Last: a folder without config.json is one whose conversion was cut short.
-    write_text(target / "config.json", _empty(component, config).to_json_string())
+    write_text(target / "config.json", empty_model(component, config).to_json_string())
     return Converted(component, (target,), len(tensors), config)
 
 
-def _empty(component: str, config: dict[str, Any]) -> MochiTransformer3DModel | AutoencoderKLMochi:
+def empty_model(component: str, config: dict[str, Any]) -> MochiTransformer3DModel | AutoencoderKLMochi:
+    """The component on the meta device: names and shapes, no weights."""
     with init_empty_weights():
         return _MODELS[component].from_config(config)
 
 
-def _require_whole(component: str, place: Path, tensors: Mapping[str, Stored], config: dict[str, Any]) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in _empty(component, config).state_dict().items()}
+def require_whole(component: str, place: Path, tensors: Mapping[str, Stored], config: dict[str, Any]) -> None:
+    """Raises UserError, naming them, where tensors are missing, unknown or of another shape than `config` asks for."""
+    expected = {name: tuple(tensor.shape) for name, tensor in empty_model(component, config).state_dict().items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if odd := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
         message = f"{place}: {len(odd)} tensors are missing, unknown or of another shape than the rest asks for"

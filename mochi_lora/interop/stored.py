@@ -14,7 +14,7 @@ from mochi_lora.errors import DamagedFileError, UserError
 from mochi_lora.files import write_atomic
 from mochi_lora.interop.factors import listed
 from mochi_lora.model import keymap
-from mochi_lora.model.weights import open_weights, weight_files
+from mochi_lora.model.weights import exact_tensors, open_weights, read_config, stored_precision, weight_files
 
 # Names of safetensors' own header.
 _DTYPES = {
@@ -25,7 +25,7 @@ _DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()} | {torch.int8: "I8"}  # codes are written here, never read
 
 
 Tick = Callable[[], object]  # called after each tensor, for a progress bar
@@ -65,8 +65,16 @@ def _reader(path: Path, name: str) -> Callable[[], torch.Tensor]:
 
 
 def tensors_of_folder(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a diffusers component folder, in one file or in shards."""
-    return {name: tensor for path in weight_files(folder) for name, tensor in tensors_in(path).items()}
+    """Every tensor of a diffusers component folder, in one file or in shards.
+
+    Raises UserError for a folder of quantised weights: codes are nothing to add to, to compare or to convert.
+    """
+    if (folder / "config.json").is_file() and (precision := stored_precision(read_config(folder))):
+        message = f"{folder}: its weights are quantised ({precision})"
+        raise UserError(f"{message}; give the folder or the file that they were made from")
+    files = weight_files(folder)
+    exact = exact_tensors(files)  # last: of a name stored twice this is the one that is not rounded
+    return {name: tensor for path in [*files, *([exact] if exact else [])] for name, tensor in tensors_in(path).items()}
 
 
 def transformer_tensors(source: Path) -> dict[str, Stored]:

@@ -17,6 +17,7 @@ from torch import nn
 
 from mochi_lora.config.schema import AdapterConfig
 from mochi_lora.errors import UserError
+from mochi_lora.model.quantised_adapter import register
 from mochi_lora.streams import Purpose, stream
 
 _VISUAL = r"attn1\.(to_q|to_k|to_v|to_out\.0)"
@@ -98,7 +99,7 @@ def _add(transformer: MochiTransformer3DModel, config: LoraConfig, name: str) ->
     anyway), and its new layers are in training mode, so that a frozen model in evaluation mode would sample with dropout.
     """
     with torch.random.fork_rng(devices=[]):
-        transformer.add_adapter(config, name)
+        transformer.add_adapter(register(config), name)
     transformer.train(transformer.training)
 
 

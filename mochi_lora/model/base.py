@@ -3,7 +3,6 @@
 import hashlib
 from pathlib import Path
 
-from mochi_lora import spec
 from mochi_lora.errors import UserError
 
 _CHUNK = 1 << 16
@@ -13,7 +12,8 @@ _SAMPLES = 64
 def locate(base: str, revision: str | None, component: str) -> Path:
     """Folder of one component (`transformer`, `vae`, `text_encoder`, `tokenizer`) of a local folder or a hub id.
 
-    A hub id is downloaded once into Hugging Face's own cache. Raises UserError naming what is missing.
+    A hub id is downloaded once into Hugging Face's own cache, as by `mochi-lora download`. Raises UserError naming what is
+    missing.
     """
     local = Path(base)
     if local.is_dir():
@@ -22,24 +22,25 @@ def locate(base: str, revision: str | None, component: str) -> Path:
             message = f"model.base: {base} has no folder {component}; expected a diffusers layout with {component}/ inside"
             raise UserError(message)
         return folder
-    if base.count("/") != 1 or base.startswith((".", "/")):
-        message = f"model.base: {base} is neither a local folder nor a hub id (OWNER/NAME); check the path"
-        raise UserError(message)
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - a local folder needs no hub client
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
+    require_hub_id(base)
+    from mochi_lora.model.fetch import cached_component  # noqa: PLC0415 - a local folder needs no hub client
+
+    return cached_component(base, revision, component)
+
+
+def require_hub_id(base: str) -> None:
+    """Raises UserError for what cannot be OWNER/NAME, before the hub is asked for it."""
+    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415 - a local folder needs no hub client
+    from huggingface_hub.utils import validate_repo_id  # noqa: PLC0415
 
     try:
-        root = snapshot_download(base, revision=revision, allow_patterns=[f"{component}/*"], ignore_patterns=["*.bf16*"])
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        message = (
-            f"model.base: there is no local folder {base}, and the hub has not given {component} of such a model ({error})"
-        )
-        raise UserError(f"{message}; check the path, or the name and the network") from error
-    folder = Path(root) / component
-    if not folder.is_dir():
-        message = f"model.base: {base} on the hub has no {component}; expected a diffusers layout such as {spec.BASE_MODEL}"
+        validate_repo_id(base)
+        legal = "/" in base
+    except HFValidationError:
+        legal = False
+    if not legal:
+        message = f"model.base: {base} is neither a local folder nor a hub id (OWNER/NAME); check the path"
         raise UserError(message)
-    return folder
 
 
 def fingerprint(folder: Path) -> str:

@@ -100,6 +100,10 @@ class TextEncoder:
             raise UserError(message)
         return cls(model, tokenizer, model.config.d_model)
 
+    def to(self, device: torch.device) -> None:
+        """Move the weights, for offloading. Not for int8, whose weights stay where they were loaded."""
+        self._model.to(device)
+
     def tokenise(self, captions: Sequence[str]) -> list[Tokenised]:
         """Token ids of each caption (stripped first), cut at 256 with </s> kept."""
         return tokenise(self._tokenizer, captions)

@@ -7,7 +7,10 @@ The forward pass is our own composition of `MochiTransformer3DModel`'s parts (sa
 on the host, and time must stay float32: stock rounds it to the latents' dtype (998 becomes 1000 in bf16).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Self
 
 import torch
 from diffusers import MochiTransformer3DModel
@@ -15,8 +18,13 @@ from torch import nn
 
 from mochi_lora.data.samples import TextEmbedding
 from mochi_lora.engine.attention import install_attention
-from mochi_lora.engine.blocks import RotaryTables, wrap_blocks
+from mochi_lora.engine.blocks import wrap_blocks
+from mochi_lora.engine.checkpoints import RotaryTables
+from mochi_lora.engine.context import ContextRanks
+from mochi_lora.engine.mesh import ALONE, Ranks
 from mochi_lora.engine.plan import Plan
+from mochi_lora.engine.precision import compute_dtype
+from mochi_lora.model.step_cache import StepCache
 
 _TIME_SCALE = 1000.0
 
@@ -54,38 +62,70 @@ def timestep_of(sigma: torch.Tensor) -> torch.Tensor:
 class VelocityModel(nn.Module):
     """`MochiTransformer3DModel` behind one call; the module that training wraps and sampling borrows."""
 
-    def __init__(self, transformer: MochiTransformer3DModel, plan: Plan) -> None:
+    def __init__(self, transformer: MochiTransformer3DModel, plan: Plan, ranks: Ranks = ALONE) -> None:
+        """With context ranks, all of a group are called alike and return alike; each works on its part of the tokens."""
+        assert (plan.context, plan.shard) == (ranks.layout.context, ranks.layout.shard), f"{plan}, but {ranks.layout}"
         super().__init__()
         self.transformer = transformer
         self.plan = plan
-        install_attention(transformer, plan.attention)
-        self._blocks = wrap_blocks(transformer.transformer_blocks, plan)
+        self.ranks = ranks
+        self._context = ContextRanks.of(ranks)
+        install_attention(transformer, plan.attention, self._context)
+        self._blocks = wrap_blocks(transformer.transformer_blocks, plan, ranks)
+        self._rotary: tuple[tuple[object, ...], RotaryTables] | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.transformer.proj_out.weight.device
 
-    def forward(self, latents: torch.Tensor, sigma: torch.Tensor, text: TextBatch) -> torch.Tensor:
-        """Velocity (clean - noise) of normalised `latents` [B, C, T, H, W] float32 at `sigma` [B] float32; float32."""
-        assert latents.dtype == torch.float32, f"latents must be float32, got {latents.dtype}"
-        with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.plan.precision == "bf16"):
-            return self._velocity(latents, timestep_of(sigma), text).float()
+    def forward(
+        self, latents: torch.Tensor, sigma: torch.Tensor, text: TextBatch, cache: StepCache | None = None
+    ) -> torch.Tensor:
+        """Velocity (clean - noise) of normalised `latents` [B, C, T, H, W] float32 at `sigma` [B] float32; float32.
 
-    def _velocity(self, latents: torch.Tensor, timestep: torch.Tensor, text: TextBatch) -> torch.Tensor:
+        With a `cache`, which is not exact, the blocks may be spared; sampling alone has one.
+        """
+        assert latents.dtype == torch.float32, f"latents must be float32, got {latents.dtype}"
+        with torch.autocast(latents.device.type, torch.bfloat16, enabled=compute_dtype(self.plan.precision) == torch.bfloat16):
+            return self._velocity(latents, timestep_of(sigma), text, cache).float()
+
+    def _velocity(
+        self, latents: torch.Tensor, timestep: torch.Tensor, text: TextBatch, cache: StepCache | None
+    ) -> torch.Tensor:
         model = self.transformer
         batch, _, frames, height, width = latents.shape
         patch = model.config.patch_size
         conditioning, stream = self._condition(timestep, text)
         visual = latents.permute(0, 2, 1, 3, 4).flatten(0, 1)
         visual = model.patch_embed(visual).unflatten(0, (batch, frames)).flatten(1, 2)
+        if self._context is not None:
+            visual = visual[:, self._context.part(visual.shape[1])]
         rotary = self._rotary_tables(frames, height // patch, width // patch)
         stream = stream.to(visual.dtype)
-        for block in self._blocks:
-            visual, stream = block(visual, stream, conditioning, text.lengths, rotary)
+        run = partial(self._run_blocks, visual, stream, conditioning, text.lengths, rotary)
+        if cache is None:
+            visual = run()
+        else:
+            indicator = model.transformer_blocks[0].norm1(visual, conditioning)[0]
+            visual = cache.after_blocks(visual, indicator, run, self._context.mean if self._context else None)
         patches = model.proj_out(model.norm_out(visual, conditioning))
+        if self._context is not None:
+            patches = self._context.whole(patches)
         patches = patches.reshape(batch, frames, height // patch, width // patch, patch, patch, -1)
         return patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, -1, frames, height, width)
+
+    def _run_blocks(
+        self,
+        visual: torch.Tensor,
+        stream: torch.Tensor,
+        conditioning: torch.Tensor,
+        lengths: tuple[int, ...],
+        rotary: RotaryTables,
+    ) -> torch.Tensor:
+        for block in self._blocks:
+            visual, stream = block(visual, stream, conditioning, lengths, rotary)
+        return visual
 
     def _condition(self, timestep: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Conditioning vector [B, width] and text stream [B, L, text width]."""
@@ -97,9 +137,25 @@ class VelocityModel(nn.Module):
         return time + embed.pooler(text.tokens, mask), embed.caption_proj(text.tokens)
 
     def _rotary_tables(self, frames: int, height: int, width: int) -> RotaryTables:
-        """(cos, sin) [visual tokens, heads, head size / 2] float32: once per forward, outside the blocks."""
+        """(cos, sin) [this rank's visual tokens, heads, head size / 2] float32: once for steps of one size."""
+        frequencies = self.transformer.pos_frequencies
+        if frequencies.requires_grad:  # a model trained whole
+            return self._new_rotary_tables(frames, height, width)
+        # Of the last size alone: at 163 frames the tables take half a GiB.
+        size = (frames, height, width, frequencies.device, frequencies.data_ptr(), frequencies._version)
+        if self._rotary is None or self._rotary[0] != size:
+            self._rotary = (size, self._new_rotary_tables(frames, height, width))
+        return self._rotary[1]
+
+    def _new_rotary_tables(self, frames: int, height: int, width: int) -> RotaryTables:
         frequencies = self.transformer.pos_frequencies
         positions = self.transformer.rope._get_positions(frames, height, width, frequencies.device, torch.float32)
+        if self._context is not None:
+            positions = positions[self._context.part(positions.shape[0])]
         with torch.autocast(frequencies.device.type, enabled=False):
             angles = torch.einsum("nd,dhf->nhf", positions, frequencies.float())
         return angles.cos(), angles.sin()
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's
+        self._rotary = None  # would stay behind on a device that the model leaves
+        return super()._apply(fn, recurse)

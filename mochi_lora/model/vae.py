@@ -1,19 +1,12 @@
-"""Mochi's VAE: pixels to posterior, raw latents to pixels. Owns how time is chunked, Genmo's frame dropping, precision, tiling.
+"""Mochi's VAE: pixels to posterior, raw latents to pixels. Owns its files, its precision and the size of its chunks.
 
-diffusers 0.42.1 `AutoencoderKLMochi` holds the layers. Three things in it differ from the model Genmo trained
-(genmoai/mochi @0c86aeb `vae/models.py`); all are mended here, none of them by an option of diffusers':
-
-- The decoder. Genmo drops the surplus leading frames after *each* temporal up-sampling, so later convolutions never see
-  them. diffusers keeps them and drops all at the end: the first frames differ.
-- The encoder on long clips. diffusers cuts the input of a large convolution along time, with an overlap that suits
-  stride 1 only. In a strided one the second part may start in the middle of a window: at 163x480x848 every frame after the
-  81st enters shifted by one. Genmo never cuts a strided convolution.
-- log-variance. `DiagonalGaussianDistribution` clamps it to [-30, 20]; Genmo does not.
-
-Time is not chunked: a clip goes through whole, as in training of the VAE.
+A clip is worked on in chunks of time and comes out as if it had gone through whole (`model.vae_layers`): nothing here
+trades the result for memory. The layers' weights come from diffusers 0.42.1 `AutoencoderKLMochi`, whose function differs
+from the one Genmo trained in the decoder's first frames, on long clips (`model.vae_upstream`) and in a third place: its
+`DiagonalGaussianDistribution` clamps log-variance to [-30, 20]. Genmo does not, nor does this room.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -27,34 +20,40 @@ from mochi_lora import spec
 from mochi_lora.data.samples import Posterior
 from mochi_lora.errors import UserError
 from mochi_lora.model.flow import LatentStats
+from mochi_lora.model.fusion import room_for_kernels
+from mochi_lora.model.vae_network import Decoder, Encoder
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-_PART_ELEMENTS = 2**30  # per convolution call, as upstream: cuDNN indexes with 32 bits
+# An activation of one chunk: 0.5 GiB in bf16, five frames of 480x848 in the decoder's widest layer, ten in the encoder's.
+# By count (benchmarks/vae_floor.py), 163 frames then need 8.4 GiB to decode and 10.1 to encode; twice the chunk would need
+# 3 GiB more, and save the 2 % of the memory traffic's time that go into what one chunk leaves to the next.
+CHUNK_ELEMENTS = 2**28
 
 
 class MochiVae:
-    """Encoder and decoder on one device; weights in float32 whatever the precision, gradients never."""
+    """Encoder and decoder on one device; never a gradient."""
 
-    def __init__(self, module: AutoencoderKLMochi, *, precision: Literal["bf16", "fp32"], tiling: bool = False) -> None:
-        """Take over `module` and mend it (see the top of this file); `load` is the usual way in."""
-        assert next(module.parameters()).dtype == torch.float32, "the VAE's weights stay float32, precision is autocast's"
-        self._module = module.requires_grad_(requires_grad=False).eval()
+    def __init__(
+        self, module: AutoencoderKLMochi, *, precision: Literal["bf16", "fp32"], chunk_elements: int = CHUNK_ELEMENTS
+    ) -> None:
+        """Take the float32 weights of `module`, which is left alone; `load` is the usual way in.
+
+        bf16: convolutions and matrix products are, and their weights; group norm, Fourier features and sums are computed in
+        float32. fp32 is real float32, without TF32. `chunk_elements` bounds memory, not the result.
+        """
+        assert next(module.parameters()).dtype == torch.float32, "norms need the weights as they are, not rounded to bf16"
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._precision = precision
+        self._chunk_elements = chunk_elements
+        self._encoder, self._decoder = Encoder(module.encoder, dtype), Decoder(module.decoder, dtype)
+        self._latent_channels = module.config.latent_channels
         self.stats = _stats(module.config)
-        _drop_frames_where_genmo_does(module)
-        _cut_strided_convolutions_between_windows(module)
-        if tiling:
-            module.enable_tiling()
 
     @classmethod
-    def load(
-        cls, folder: Path, *, device: torch.device, precision: Literal["bf16", "fp32"], tiling: bool = False
-    ) -> "MochiVae":
+    def load(cls, folder: Path, *, device: torch.device, precision: Literal["bf16", "fp32"]) -> "MochiVae":
         """Read a diffusers `vae` folder: config.json and diffusion_pytorch_model.safetensors, any float dtype.
 
-        `precision` bf16 is autocast over float32 weights; fp32 is real float32, without TF32. `tiling` affects decoding
-        only: a tiled *encode* is another function than the one Mochi was trained with. No random numbers are drawn.
-        Raises UserError if the folder does not hold a complete Mochi VAE.
+        No random numbers are drawn. Raises UserError if the folder does not hold a complete Mochi VAE.
         """
         config = _read_config(folder)
         with torch.device("meta"):  # no time and no random numbers spent on weights that are replaced
@@ -64,7 +63,7 @@ class MochiVae:
         if ratios != expected:
             raise UserError(f"{folder}: compresses (time, space) by {ratios}, not {expected}; point at Mochi's vae folder")
         _fill(module, folder / WEIGHTS)
-        return cls(module.to(device), precision=precision, tiling=tiling)
+        return cls(module.to(device), precision=precision)
 
     @staticmethod
     def stats_of(folder: Path) -> LatentStats:
@@ -74,11 +73,12 @@ class MochiVae:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self._module.parameters()).device
+        return self._decoder.proj_in.weight.device
 
     def to(self, device: torch.device) -> None:
         """Move the weights, for offloading."""
-        self._module.to(device)
+        self._encoder.to(device)
+        self._decoder.to(device)
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> Posterior:
@@ -93,9 +93,8 @@ class MochiVae:
         assert channels == 3, f"expected [3, F, H, W], got {tuple(pixels.shape)}"
         spec.Bucket(frames, height, width)
         with self._arithmetic():
-            # Not `module.encode`: it would tile when decoding is to be tiled, and clamp logvar.
-            moments, _ = self._module.encoder(pixels.to(self.device).unsqueeze(0))
-        mean, logvar = moments[0].float().chunk(2)
+            moments = self._encoder(pixels.to(self.device, non_blocking=True), self._chunk_elements)
+        mean, logvar = moments.permute(3, 0, 1, 2).float().contiguous().chunk(2)
         return Posterior(mean, logvar)
 
     @torch.no_grad()
@@ -104,63 +103,30 @@ class MochiVae:
 
         Normalised latents must pass `stats.denormalise` first. Genmo's `decode_latents` clamps as well.
         """
-        channels = self._module.config.latent_channels
         assert raw_latents.dtype == torch.float32, f"latents stay float32, got {raw_latents.dtype}"
-        assert raw_latents.shape[:-3] == (channels,), f"expected [{channels}, T, h, w], got {tuple(raw_latents.shape)}"
+        assert raw_latents.ndim == 4 and len(raw_latents) == self._latent_channels, (  # noqa: PT018
+            f"expected [{self._latent_channels}, T, h, w], got {tuple(raw_latents.shape)}"
+        )
+        _, latent_frames, height, width = raw_latents.shape
+        frames = (latent_frames - 1) * spec.TIME_COMPRESSION + 1
+        pixels = torch.empty(3, frames, height * spec.SPACE_COMPRESSION, width * spec.SPACE_COMPRESSION, device=self.device)
+        stop = 0
         with self._arithmetic():
-            pixels = self._module.decode(raw_latents.to(self.device).unsqueeze(0)).sample
-        return pixels[0].float().clamp_(-1, 1)
+            for chunk in self._decoder(raw_latents.to(self.device), self._chunk_elements):
+                pixels[:, stop : stop + len(chunk)] = chunk.permute(3, 0, 1, 2)
+                stop += len(chunk)
+        assert stop == frames, (stop, frames)
+        return pixels.clamp_(-1, 1)
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
         tf32 = torch.backends.cudnn.allow_tf32  # on by default for convolutions: 10 bits of mantissa are not fp32
         torch.backends.cudnn.allow_tf32 = tf32 and self._precision == "bf16"
         try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            with room_for_kernels(self.device):
                 yield
         finally:
             torch.backends.cudnn.allow_tf32 = tf32
-
-
-def _drop_frames_where_genmo_does(module: AutoencoderKLMochi) -> None:
-    """After each up-block of temporal expansion e, drop e-1 leading frames (`DepthToSpaceTime`); nothing at the end.
-
-    Hooks sit on the blocks, so every tile of a tiled decode is treated alike.
-    """
-
-    def dropping(surplus: int) -> Callable[..., tuple[torch.Tensor, Any]]:
-        def drop(_block: torch.nn.Module, _inputs: object, output: tuple[torch.Tensor, Any]) -> tuple[torch.Tensor, Any]:
-            hidden, cache = output
-            return hidden[:, :, surplus:], cache
-
-        return drop
-
-    for block, expansion in zip(module.decoder.up_blocks, reversed(module.config.temporal_expansions), strict=True):
-        block.register_forward_hook(dropping(expansion - 1))
-    module.drop_last_temporal_frames = False
-
-
-class _WindowConv3d(torch.nn.Module):
-    """A convolution whose stride in time equals its kernel: windows are independent, so cuts belong between them."""
-
-    def __init__(self, conv: torch.nn.Conv3d) -> None:
-        super().__init__()
-        assert (conv.stride[0], conv.padding, conv.dilation) == (conv.kernel_size[0], (0, 0, 0), (1, 1, 1))
-        self.weight, self.bias, self.stride = conv.weight, conv.bias, conv.stride
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[B, C, F, H, W] -> [B, C', F/e, H/s, W/s]; F is a multiple of the window e, the causal padding included."""
-        window = self.stride[0]
-        windows_per_part = max(1, _PART_ELEMENTS // hidden[:, :, :window].numel())
-        convolve = torch.nn.functional.conv3d
-        parts = hidden.split(windows_per_part * window, dim=2)
-        return torch.cat([convolve(part, self.weight, self.bias, self.stride) for part in parts], dim=2)
-
-
-def _cut_strided_convolutions_between_windows(module: AutoencoderKLMochi) -> None:
-    """Put `_WindowConv3d` in place of the encoder's down-sampling convolutions; weights and their names stay."""
-    for block in module.encoder.down_blocks:
-        block.conv_in.conv = _WindowConv3d(block.conv_in.conv)
 
 
 def _stats(config: Mapping[str, Any]) -> LatentStats:

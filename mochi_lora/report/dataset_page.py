@@ -1,22 +1,19 @@
 """The sheet of a data set: one HTML file that needs nothing else, with every clip, its caption and what becomes of it."""
 
-import hashlib
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 
 from mochi_lora.files import write_text
 from mochi_lora.report import wording
 from mochi_lora.report.dataset_plots import dataset_panels
 from mochi_lora.report.dataset_problems import MEANINGS, Problem, clips, problems
 from mochi_lora.report.dataset_rows import ClipRow, LeftOut
+from mochi_lora.report.templating import own_script, page_environment
 from mochi_lora.spec import TEXT_TOKENS
-
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -57,19 +54,16 @@ class _Shape:
 
 def write_sheet(path: Path, sheet: Sheet) -> list[Problem]:
     """Write the page to `path`, atomically; what looks wrong is also returned."""
-    script = (_TEMPLATES / "dataset.js").read_text(encoding="utf-8")
     found = problems(sheet.rows, sheet.left_out, validates=sheet.validates)
-    write_text(path, _environment().get_template("dataset.html").render(**_words(sheet, found, script)))
+    write_text(path, _environment().get_template("dataset.html").render(**_words(sheet, found)))
     return found
 
 
-def _words(sheet: Sheet, found: Sequence[Problem], script: str) -> dict[str, object]:
+def _words(sheet: Sheet, found: Sequence[Problem]) -> dict[str, object]:
     rows = sheet.rows
     return {
         "it": sheet,
-        "script": script,
-        # Whatever a caption smuggled in, only this script may run.
-        "script_hash": b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        **own_script("dataset.js"),
         "problems": found,
         "headline": headline(rows),
         "shapes": _shapes(rows),
@@ -110,9 +104,6 @@ def _searched(row: ClipRow) -> str:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals.update({"ALARMING": MEANINGS, "TEXT_TOKENS": TEXT_TOKENS, "clips": clips})
+    environment = page_environment(ALARMING=MEANINGS, TEXT_TOKENS=TEXT_TOKENS, clips=clips)
     environment.filters.update({"number": wording.number, "percent": wording.percent})
     return environment

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
-from mochi_lora.evaluation.results import Comparison, Evaluation
+from mochi_lora.evaluation.results import Comparison, Evaluation, file_name
 from mochi_lora.files import write_text
 from mochi_lora.measures.catalogue import MEASURES
 from mochi_lora.report import findings
@@ -28,7 +28,7 @@ _NEAREST = 6
 
 
 def write_markdown(folder: Path, evaluation: Evaluation) -> Path:
-    """Write `folder`/report.md, atomically; videos are links relative to it."""
+    """Write `folder`/report.md (quick-report.md), atomically; videos are links relative to it."""
     parts = (
         _verdict,
         _questions,
@@ -44,7 +44,7 @@ def write_markdown(folder: Path, evaluation: Evaluation) -> Path:
         _making,
     )
     text = "\n\n".join("\n".join(lines) for part in parts if (lines := part(evaluation)))
-    path = folder / NAME
+    path = folder / file_name(NAME, quick=evaluation.quick)
     write_text(path, text + "\n")
     return path
 

@@ -1,42 +1,37 @@
 """`report.html`: one file that needs nothing else, neither a network nor the folder it lies in."""
 
-import hashlib
-from base64 import b64encode
 from functools import cache
 from pathlib import Path
 from typing import get_args
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 
-from mochi_lora.evaluation.results import Comparison, Evaluation, PromptSet
+from mochi_lora.evaluation.results import Comparison, Evaluation, PromptSet, file_name
 from mochi_lora.files import write_text
 from mochi_lora.measures.catalogue import MEASURES
 from mochi_lora.report import findings, wording
 from mochi_lora.report.panels import curve_panels, loss_panels, sweep_panels
 from mochi_lora.report.pictures import MOST_BYTES, MOST_PAIRS, Shown, embed, embed_picture
 from mochi_lora.report.plots import interval_bar
+from mochi_lora.report.templating import own_script, page_environment
 
 NAME = "report.html"
-_TEMPLATES = Path(__file__).parent / "templates"
 _NEAREST = 6  # neighbours with pictures
 
 
 def write_page(folder: Path, evaluation: Evaluation, *, most_pairs: int = MOST_PAIRS, most_bytes: int = MOST_BYTES) -> Path:
-    """Write `folder`/report.html, atomically; videos are read from `folder`.
+    """Write `folder`/report.html (quick-report.html), atomically; videos are read from `folder`.
 
     At most `most_pairs` pairs and `most_bytes` of their videos go into the page, the rest are links relative to it. Raises
     UserError when a video or picture that the evaluation names is not there.
     """
-    script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
     shown = embed(folder, evaluation.pairs, most_pairs=most_pairs, most_bytes=most_bytes)
     text = (
         _environment()
         .get_template("page.html")
         .render(
             it=evaluation,
-            script=script,
-            # Whatever a prompt smuggled in, only this script may run.
-            script_hash=b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+            **own_script("page.js"),
             outcome=wording.outcome(evaluation),
             primaries=wording.primaries(evaluation),
             sections=_by_set(shown),
@@ -49,26 +44,21 @@ def write_page(folder: Path, evaluation: Evaluation, *, most_pairs: int = MOST_P
             losses=loss_panels(evaluation.losses) if evaluation.losses else [],
         )
     )
-    path = folder / NAME
+    path = folder / file_name(NAME, quick=evaluation.quick)
     write_text(path, text)
     return path
 
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals.update(
-        {
-            "MEASURES": MEASURES,
-            "SET_TITLES": wording.SET_TITLES,
-            "SET_MEANINGS": wording.SET_MEANINGS,
-            "bar": _bar,
-            "UNADJUSTED": wording.UNADJUSTED,
-            "findings": findings,
-            "wording": wording,
-        }
+    environment = page_environment(
+        MEASURES=MEASURES,
+        SET_TITLES=wording.SET_TITLES,
+        SET_MEANINGS=wording.SET_MEANINGS,
+        bar=_bar,
+        UNADJUSTED=wording.UNADJUSTED,
+        findings=findings,
+        wording=wording,
     )
     environment.filters.update({"number": wording.number, "percent": wording.percent, "label": wording.label})
     return environment

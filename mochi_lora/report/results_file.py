@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from mochi_lora.errors import UserError
-from mochi_lora.evaluation.results import Evaluation
+from mochi_lora.evaluation.results import Evaluation, file_name
 from mochi_lora.files import write_text
 
 NAME = "results.json"
@@ -17,19 +17,22 @@ FORMAT = "mochi-lora evaluation 1"
 
 
 def write_results(folder: Path, evaluation: Evaluation) -> Path:
-    """Write `folder`/results.json, atomically. NaN and infinities, which JSON lacks, become "NaN", "Infinity", "-Infinity"."""
-    path = folder / NAME
+    """Write `folder`/results.json (quick-results.json), atomically.
+
+    NaN and infinities, which JSON lacks, become "NaN", "Infinity", "-Infinity".
+    """
+    path = folder / file_name(NAME, quick=evaluation.quick)
     content = {"format": FORMAT, **_strict(asdict(evaluation))}
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 
-def read_results(folder: Path) -> Evaluation:
-    """Read `folder`/results.json back, equal in every field to what was written.
+def read_results(folder: Path, *, quick: bool = False) -> Evaluation:
+    """Read `folder`/results.json, or that of the quick look, back, equal in every field to what was written.
 
     Raises UserError when the file is not there, is not JSON, is of another format, or lacks something.
     """
-    path = folder / NAME
+    path = folder / file_name(NAME, quick=quick)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a folder that `mochi-lora evaluate` wrote")
     try:

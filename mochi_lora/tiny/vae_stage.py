@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLMochi
 from diffusers.models.autoencoders.autoencoder_kl_mochi import MochiChunkedGroupNorm3D
 
 from mochi_lora.console import console
-from mochi_lora.model.vae import MochiVae
+from mochi_lora.model.vae_upstream import mend
 from mochi_lora.streams import Purpose, stream
 from mochi_lora.tiny.architecture import new_vae
 from mochi_lora.tiny.judge import accuracy, judge
@@ -128,7 +128,7 @@ class _PatchConv3d(torch.nn.Module):
 
 def _quick(vae: AutoencoderKLMochi) -> AutoencoderKLMochi:
     """The same function with fewer kernel launches; Genmo's frame dropping included, as everywhere in this project."""
-    MochiVae(vae, precision="fp32")
+    mend(vae)
     for module in vae.modules():
         if isinstance(module, MochiChunkedGroupNorm3D):
             module.chunk_size = 1 << 30  # frames at a time: 8 by default, hundreds of launches for a batch

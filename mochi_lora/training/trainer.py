@@ -4,7 +4,6 @@ What happens besides a step (logging, held-out loss, samples, checkpoints) is pl
 root, `commands.train`.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from mochi_lora.config.schema import ObjectiveConfig, TrainConfig
+from mochi_lora.engine.mesh import ALONE, Ranks, reduce_gradients
 from mochi_lora.model.flow import interpolate, temporal_loss, velocity_loss, velocity_target
 from mochi_lora.streams import Purpose, stream
 from mochi_lora.training.average import MovingAverage
@@ -29,13 +29,14 @@ class Learner:
     """What changes during training, and the settings that say how."""
 
     accelerator: Accelerator
-    model: nn.Module  # VelocityModel, wrapped for this launch
+    model: nn.Module  # VelocityModel
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     average: MovingAverage | None
     settings: TrainConfig
     objective: ObjectiveConfig
     seed: int
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class StepResult:
     loss: torch.Tensor  # mean over all samples of all ranks
     gradient_norm: torch.Tensor  # before clipping
     rate: float
-    tokens: int  # visual tokens of this rank
+    tokens: int  # visual tokens of this data rank's samples
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Pace:
     """Means over the steps since the last log line; what else was done in between is not counted."""
 
     seconds_per_step: float
-    tokens_per_second: float  # visual tokens of this rank
+    tokens_per_second: float  # visual tokens of this data rank's samples
 
 
 class Event(Protocol):
@@ -87,19 +88,17 @@ def sample_losses(model: nn.Module, batch: Batch, objective: ObjectiveConfig) ->
 
 def train_step(learner: Learner, health: Health, step: int, batches: Sequence[Batch]) -> StepResult:
     """One optimiser step over this rank's micro-batches. No host-device synchronisation (fused AdamW)."""
-    accelerator = learner.accelerator
+    ranks, device = learner.ranks, learner.accelerator.device
     losses = []
     for micro_step, batch in enumerate(batches):
-        _seed_dropout(learner.seed, step, accelerator.process_index, micro_step)
-        waits = micro_step < len(batches) - 1
-        with accelerator.no_sync(learner.model) if waits else contextlib.nullcontext():
-            loss = sample_losses(learner.model, batch.to(accelerator.device), learner.objective)
-            accelerator.backward(loss.mean() / len(batches))
+        _seed_dropout(learner.seed, step, ranks.data_rank, micro_step)
+        loss = sample_losses(learner.model, batch.to(device), learner.objective)
+        (loss.mean() / len(batches)).backward()
         losses.append(loss.detach())
     own = torch.cat(losses)
-    mean = accelerator.reduce(own.mean(), "mean")
-    norm = accelerator.clip_grad_norm_(learner.parameters.values(), learner.settings.gradient_clip or float("inf"))
-    assert norm is not None
+    parameters = list(learner.parameters.values())
+    mean = reduce_gradients(parameters, own.mean(), ranks.layout)
+    norm = nn.utils.clip_grad_norm_(parameters, learner.settings.gradient_clip or float("inf"))
     finite = health.note(step, batches, own, mean, norm)
     rate = learning_rate(learner.settings, step)
     step_if_finite(learner.optimizer, finite, rate)
@@ -149,6 +148,9 @@ def is_due(done: int, every: int, *, last: bool) -> bool:
 
 
 def _seed_dropout(seed: int, step: int, rank: int, micro_step: int) -> None:
-    """Module dropout follows (seed, step, rank, micro-step), so that a resumed step drops what the lost one dropped."""
+    """Module dropout follows (seed, step, data rank, micro-step), so that a resumed step drops what the lost one dropped.
+
+    The ranks of one context group drop alike: each carries the text stream whole, and their copies must stay one.
+    """
     lane = rank * 2**32 + micro_step
     torch.manual_seed(int(stream(seed, Purpose.MODULE, step, lane).integers(2**63)))

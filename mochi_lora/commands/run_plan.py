@@ -1,0 +1,141 @@
+"""The plan of one training run: resolved at its first start, kept on resume; what is predicted of it, and told."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from mochi_lora.commands.processes import agreed
+from mochi_lora.commands.workloads import base_of, training_work
+from mochi_lora.config.engine import EngineConfig
+from mochi_lora.config.schema import Config
+from mochi_lora.console import console
+from mochi_lora.engine.cards import card_of
+from mochi_lora.engine.choice import Choice, forecast, next_smaller, room_here
+from mochi_lora.engine.mesh import Layout
+from mochi_lora.engine.pace import seconds_per_step
+from mochi_lora.engine.plan import Plan
+from mochi_lora.engine.resolve import resolve_plan
+from mochi_lora.engine.workload import Workload
+from mochi_lora.errors import UserError
+from mochi_lora.spec import Bucket
+from mochi_lora.training.checkpoint import Checkpoint
+
+_VIDEOS_ONLY = ("cpu_offload",)  # of a plan: no step is another for it
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The plan and, on a GPU, what is expected of it: `seconds` is the mean over the run's clips."""
+
+    plan: Plan
+    choice: Choice | None
+    seconds: float | None
+
+    def told(self) -> str:
+        """For the head of a run."""
+        if self.choice is None or self.seconds is None:
+            return f"plan     {self.plan}"
+        pick, low, high = self.choice.pick, *self.choice.card.spread
+        pace = f"{self.seconds:.2f}" if low == high else f"{low * self.seconds:.2f} to {high * self.seconds:.2f}"
+        return (
+            f"plan     {self.plan}\n"
+            f"expected {pick.footprint.device:.1f} GiB at most (while {pick.footprint.worst}), "
+            f"{self.choice.room.device:.1f} are free; {pace} s per step"
+        )
+
+    def when_full(self) -> str | None:
+        """What to say when the GPU's memory was too small all the same."""
+        if self.choice is None:
+            return None
+        pick, smaller = self.choice.pick, self.choice.smaller
+        words = (
+            f"The plan was {self.plan}: predicted were {pick.footprint.device:.1f} GiB while {pick.footprint.worst}, of "
+            f"{self.choice.room.device:.1f} free at the start"
+        )
+        if smaller is None:
+            return f"{words}; no plan is much smaller, so take fewer frames or a smaller size in data.buckets and sample"
+        return (
+            f"{words}. The next smaller plan is predicted to take {smaller.footprint.device:.1f} GiB: set, below engine, "
+            f"{smaller.plan}"
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """What is logged beside the measured figures."""
+        if self.choice is None or self.seconds is None:
+            return {}
+        return {
+            "memory/predicted_gib": self.choice.pick.footprint.device,
+            "time/predicted_seconds_per_step": self.seconds,
+        }
+
+
+def plan_of_run(
+    config: Config,
+    found: Checkpoint | None,
+    folder: Path,
+    buckets: Sequence[Bucket],
+    processes: Accelerator,
+    layout: Layout,
+) -> RunPlan:
+    """The run's own plan if the engine settings and the device are those it was resolved for; else a new one, said aloud.
+
+    The main process's plan is every process's. Raises UserError as `resolve_plan`.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    work = training_work(config, base_of(folder), buckets, here)
+    stored = _stored(found)
+    _tell_layout(found, layout)
+    if stored is not None and _still_asked_for(config, found, processes.device.type, stored, layout):
+        run = _expected(config, stored, work, buckets, processes.device)
+        if run.choice and not run.choice.fits:
+            told = f"{run.choice.pick.footprint.device:.1f} GiB are predicted, {run.choice.room.device:.1f} free"
+            console.print(f"the plan of the run's first start is kept although memory is short now: {told}", style="yellow")
+        return run
+    plan = agreed(_resolved(config.engine, work, layout))  # GPUs of one host may differ in what is free; a run has one plan
+    now, before = asdict(plan), asdict(stored) if stored else {}
+    changed = [f"{key}: {old} -> {now[key]}" for key, old in before.items() if old != now[key] and key not in _VIDEOS_ONLY]
+    if changed:
+        console.print(f"the engine changed since the checkpoint ({', '.join(changed)}): no longer bit for bit the same run")
+    return _expected(config, plan, work, buckets, processes.device)
+
+
+def _resolved(engine: EngineConfig, work: Workload, layout: Layout) -> Plan:
+    """Where nothing fits one GPU and the layout is free, the base is split over all of them."""
+    try:
+        return resolve_plan(engine, work).plan
+    except UserError:
+        if engine.parallel != "auto" or layout.world == 1:
+            raise
+        return resolve_plan(engine.model_copy(update={"parallel": f"shard:{layout.world}"}), work).plan
+
+
+def _tell_layout(found: Checkpoint | None, layout: Layout) -> None:
+    before = None if found is None else found.state["progress"].get("layout")
+    if before is not None and before != str(layout):
+        told = f"the processes were {before}, now they are {layout}: the same samples in the same steps, not bit for bit"
+        console.print(told, markup=False)
+
+
+def _stored(found: Checkpoint | None) -> Plan | None:
+    return None if found is None else Plan(**found.state["progress"]["plan"])
+
+
+def _still_asked_for(config: Config, found: Checkpoint | None, device: str, stored: Plan, layout: Layout) -> bool:
+    assert found is not None
+    same = found.state["progress"]["engine"] == config.engine.model_dump(mode="json")
+    return same and stored.device == device and layout.world % stored.shard == 0
+
+
+def _expected(config: Config, plan: Plan, work: Workload, buckets: Sequence[Bucket], device: torch.device) -> RunPlan:
+    if plan.device != "cuda":
+        return RunPlan(plan, None, None)
+    card, room = card_of(device), room_here(device)
+    pick = forecast(plan, work, card)
+    smaller = next_smaller(config.engine, work, card, pick)
+    choice = Choice(pick, room, room.holds(pick.footprint, work.processes), smaller, card)
+    by_shape = {bucket: seconds_per_step(plan, replace(work, bucket=bucket), card) for bucket in set(buckets)}
+    return RunPlan(plan, choice, sum(by_shape[bucket] for bucket in buckets) / len(buckets))

@@ -1,0 +1,171 @@
+"""What the GPU can do: rates for predictions, from a table of cards (`cards.yaml`), and what an hour of it costs."""
+
+import difflib
+import re
+from bisect import bisect_left
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import torch
+import yaml
+
+from mochi_lora.engine.kernels import Attention
+from mochi_lora.engine.precision import Precision
+from mochi_lora.errors import UserError
+
+_GIB = 2**30
+_FP8_FROM = 8.9  # compute capability
+# Flash attention's share of the bf16 peak, forward and backward, on cards nobody measured (FlashAttention-2's own tables for an
+# A100 say 0.5 to 0.7).
+_ATTENTION_SHARE = (0.6, 0.5)
+_RANGE = (0.8, 1.5)  # of a time estimated from a datasheet
+Rates = tuple[tuple[int, float, float], ...]  # (tokens, TFLOP/s forward, backward), rising
+
+
+@dataclass(frozen=True)
+class Card:
+    """Achieved rates: TFLOP/s of products, GB/s of the memory and of the bus."""
+
+    name: str
+    capability: float
+    memory_gib: float
+    products: dict[str, float]  # by precision of the factors: bf16, fp8
+    bandwidth: float
+    host: float
+    attention: dict[Attention, Rates]
+    source: str | None  # of its own measurements; None: an estimate from its datasheet
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Base precisions that it has kernels for, the exact one first."""
+        return ("bf16", "fp8", "nf4", "int8") if self.capability >= _FP8_FROM else ("bf16", "nf4", "int8")
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Factors around a predicted time; 1 and 1 where it was measured."""
+        return (1.0, 1.0) if self.source else _RANGE
+
+    def fastest_attention(self) -> Attention:
+        """The kernel that needs nothing installed and is the fastest at the shortest length known."""
+        return max((name for name in self.attention if name != "flash4"), key=lambda name: sum(self.attention[name][0][1:]))
+
+    def attention_rates(self, kernel: Attention, tokens: int) -> tuple[float, float]:
+        """TFLOP/s (forward, backward) at this length, between its neighbours in the table. The slowest for a kernel unknown."""
+        rates = self.attention.get(kernel) or self.attention[min(self.attention, key=lambda name: self.attention[name][0][1])]
+        right = bisect_left(rates, (tokens,))
+        if right in (0, len(rates)):
+            return rates[min(right, len(rates) - 1)][1:]
+        (x0, *below), (x1, *above) = rates[right - 1], rates[right]
+        share = (tokens - x0) / (x1 - x0)
+        forward, backward = (low + share * (high - low) for low, high in zip(below, above, strict=True))
+        return forward, backward
+
+
+@cache
+def cards() -> tuple[Card, ...]:
+    """The table, in its order."""
+    rows = _table("cards.yaml")
+    reference = next(row for row in rows if "measured" in row)
+    return tuple(_card(row, reference) for row in rows)
+
+
+def card_named(name: str) -> Card:
+    """Raises UserError with what there is."""
+    wanted = _plain(name)
+    found = [card for card in cards() if wanted in _plain(card.name)]
+    exact = [card for card in found if wanted == _plain(card.name)]
+    if len(exact or found) == 1:
+        return (exact or found)[0]
+    near = [card.name for card in found] or difflib.get_close_matches(name, [card.name for card in cards()], n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    message = f"--gpu {name}: expected one of {', '.join(card.name for card in cards())}{hint}"
+    raise UserError(f"{message} For another card give --memory, or run this on it")
+
+
+def card_nearest(gib: float) -> Card:
+    """The card of the table whose memory is nearest."""
+    return min(cards(), key=lambda card: abs(card.memory_gib - gib))
+
+
+def card_of(device: torch.device) -> Card:
+    """The card in this machine: from the table, or for a stranger from a moment's measurement."""
+    name = torch.cuda.get_device_name(device)
+    for row, card in zip(_table("cards.yaml"), cards(), strict=True):
+        if re.search(row["device"], name):
+            return card
+    return _measured_here(device, name)
+
+
+def price_of(card: Card) -> tuple[float, str] | None:
+    """(dollars per hour, where and when that was read), or None where the table has none."""
+    row = _table("prices.yaml").get(card.name)
+    return (float(row["usd"]), f"{row['source']}, {row['date']}") if row else None
+
+
+def _table(name: str) -> Any:  # noqa: ANN401 - YAML is any
+    return yaml.safe_load(files("mochi_lora.engine").joinpath(name).read_text(encoding="utf-8"))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"nvidia|geforce|[\W_]", "", name.lower())
+
+
+def _card(row: dict[str, Any], reference: dict[str, Any]) -> Card:
+    """A row with the rates it was measured at, or with the reference's shares of its own peaks."""
+    own, peak = row.get("measured"), row["peak"]
+    known, best = reference["measured"], reference["peak"]
+    rates = own or {kind: peak[kind] * known[kind] / best[kind] for kind in ("bf16", "fp8", "bandwidth") if kind in peak}
+    if own:
+        attention: dict[Attention, Rates] = {
+            kernel: tuple((int(s), float(f), float(b)) for s, f, b in lines) for kernel, lines in own["attention"].items()
+        }
+    else:
+        forward, backward = (share * peak["bf16"] for share in _ATTENTION_SHARE)
+        attention = {"flash": ((1, forward, backward),)}
+    return Card(
+        name=row["name"],
+        capability=row["capability"],
+        memory_gib=row["memory_gib"],
+        products={kind: rates[kind] for kind in ("bf16", "fp8") if kind in rates},
+        bandwidth=rates["bandwidth"],
+        host=peak["host"],
+        attention=attention,
+        source=own["source"] if own else None,
+    )
+
+
+def _measured_here(device: torch.device, name: str) -> Card:
+    """A card that is not in the table: one bf16 product and two copies are timed, the rest goes by the usual shares."""
+    left = torch.randn(8192, 3072, device=device, dtype=torch.bfloat16)
+    right = torch.randn(3072, 8192, device=device, dtype=torch.bfloat16)
+    big, twin = (torch.empty(2**28, device=device, dtype=torch.uint8) for _ in range(2))
+    pinned = torch.empty(2**28, dtype=torch.uint8, pin_memory=True)
+    bf16 = 2 * 8192 * 3072 * 8192 / _seconds(lambda: left @ right) / 1e12
+    bandwidth = 2 * 2**28 / _seconds(lambda: twin.copy_(big)) / 1e9
+    host = 2**28 / _seconds(lambda: big.copy_(pinned, non_blocking=True)) / 1e9
+    major, minor = torch.cuda.get_device_capability(device)
+    forward, backward = (share * bf16 for share in _ATTENTION_SHARE)
+    return Card(
+        name=name,
+        capability=major + minor / 10,
+        memory_gib=torch.cuda.get_device_properties(device).total_memory / _GIB,
+        products={"bf16": bf16, "fp8": 1.8 * bf16},
+        bandwidth=bandwidth,
+        host=host,
+        attention={"flash": ((1, forward, backward),)},
+        source=None,
+    )
+
+
+def _seconds(work: Any, times: int = 10) -> float:  # noqa: ANN401 - a callable whose result is dropped
+    """Device seconds of one call."""
+    work()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(times):
+        work()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / times

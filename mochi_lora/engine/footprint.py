@@ -1,0 +1,170 @@
+"""How much memory a plan takes, predicted before any weight is read: on the device, pinned and in all on the host.
+
+From first principles with a few fitted constants (`fitted.yaml`). A unit is one bf16 vector of the visual width; the text
+stream is half as wide, so a text token counts half. The device's peak is the worst of the run's moments: a training step at the
+largest clip, denoising a video, decoding it.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from itertools import groupby
+
+import yaml
+
+from mochi_lora.config.engine import Mode
+from mochi_lora.engine.checkpoints import modes_of
+from mochi_lora.engine.fp8 import Fp8Linear
+from mochi_lora.engine.plan import Plan
+from mochi_lora.engine.precision import FORMATS, Part, Precision, compute_dtype
+from mochi_lora.engine.quantised import Int8Linear, Nf4Linear, QuantisedLinear
+from mochi_lora.engine.workload import ModelSize, Workload
+
+GIB = 2**30
+_SLOTS = 2  # swapped blocks that are on the device at a time
+_IN_FLIGHT = 2  # blocks whose offloaded activations are on the device at a time
+_PROCESS_GIB = 4.0  # Python, torch, CUDA's libraries, the loader's processes
+# Bytes per parameter; nf4: half a byte, and a doubly quantised scale per 64. Scales per channel are too few to count.
+_BYTES: dict[type[QuantisedLinear] | None, float] = {Fp8Linear: 1, Int8Linear: 1, Nf4Linear: 0.5 + (1 + 4 / 256) / 64}
+# Units that a block keeps through the forward pass, besides the attention's float32 log-sum-exp: its inputs; these and the
+# attention's output; these, q, k and v, the output projection and the MLP's output. None: whatever autograd keeps.
+_KEPT: dict[Mode, float | None] = {"full": 1, "attention_saved": 2, "offload": 2, "mlp_recomputed": 7, "none": None}
+
+
+@dataclass(frozen=True)
+class Constants:
+    """`fitted.yaml`, which says what each is."""
+
+    base_gib: float
+    kept_compiled: float
+    kept_eager: float
+    gradients_compiled: float
+    gradients_eager: float
+    forward_compiled: float
+    forward_eager: float
+    moved_compiled: float
+    again_compiled: float
+    moved_eager: float
+    again_eager: float
+    quantising: float
+    fixed_seconds: float
+
+
+@cache
+def fitted() -> Constants:
+    """The committed constants."""
+    return Constants(**yaml.safe_load(files("mochi_lora.engine").joinpath("fitted.yaml").read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Predicted GiB."""
+
+    moments: tuple[tuple[str, float], ...]  # (what the run is doing then, allocated on the device)
+    pinned: float
+    host: float  # with what is pinned
+
+    @property
+    def device(self) -> float:
+        """At the worst moment."""
+        return max(gib for _, gib in self.moments)
+
+    @property
+    def worst(self) -> str:
+        """What the run is doing then."""
+        return max(self.moments, key=lambda moment: moment[1])[0]
+
+
+def predict_memory(plan: Plan, work: Workload, constants: Constants | None = None) -> Footprint:
+    """What `plan` takes over the whole run."""
+    known = constants or fitted()
+    swapped = plan.block_swap * _block_bytes(work.model, plan.precision) / GIB
+    weights = weight_bytes(work.model, plan.precision) / GIB
+    block = _block_bytes(work.model, plan.precision) / GIB
+    elsewhere = swapped + work.model.layers * block * (1 - 1 / plan.shard)
+    resident = weights - elsewhere + _SLOTS * (plan.block_swap > 0 or plan.shard > 1) * block
+    trained = work.adapter.bytes / GIB if work.adapter else 0.0
+    beside = work.beside_gib * (not plan.cpu_offload)
+    standing = known.base_gib + resident + trained + beside
+    offloaded = _offloaded(plan, work) / GIB
+    moments = [("training", standing + _activations(plan, work, known) / GIB)] if work.adapter else []
+    forward = known.forward_compiled if plan.compile else known.forward_eager
+    moments.append(("validation", standing + forward * _unit(work.model) * _tokens(work) / GIB))
+    host = _PROCESS_GIB + swapped + offloaded
+    if work.films:
+        sample = work.films.bucket.tokens / work.context + work.text_tokens / 2
+        moments.append(("denoising videos", standing + forward * _unit(work.model) * sample / GIB))
+        moments.append(("decoding videos", standing - resident * plan.cpu_offload + work.films.decoding_gib))
+        host += (resident + work.beside_gib) * plan.cpu_offload
+    return Footprint(tuple(moments), swapped + offloaded, host)
+
+
+@cache
+def weight_bytes(model: ModelSize, precision: Precision) -> float:
+    """The frozen base at `precision`, all of it."""
+    blocks = model.layers * _block_bytes(model, precision) - _missing_in_the_last(model, precision)
+    return blocks + compute_dtype(precision).itemsize * model.outside + 4 * model.float32
+
+
+def kept_bytes(mode: Mode, work: Workload, *, compiled: bool, constants: Constants | None = None) -> float:
+    """What one block keeps from the forward to the backward pass."""
+    known = constants or fitted()
+    units = _KEPT[mode]
+    if units is None:
+        return (known.kept_compiled if compiled else known.kept_eager) * _unit(work.model) * _tokens(work)
+    statistics = 4 * work.model.heads if mode != "full" else 0
+    return (units * _unit(work.model) + statistics) * _tokens(work)
+
+
+@cache
+def runs_of(checkpointing: str, layers: int) -> tuple[tuple[Mode, int], ...]:
+    """(mode, number of blocks) from the first block to the last."""
+    return tuple((mode, len(list(run))) for mode, run in groupby(modes_of(checkpointing, layers)))
+
+
+def offloading_blocks(plan: Plan, work: Workload) -> int:
+    """Blocks whose activations go to the host."""
+    return sum(blocks for mode, blocks in runs_of(plan.checkpointing, work.model.layers) if mode == "offload")
+
+
+def _activations(plan: Plan, work: Workload, known: Constants) -> float:
+    """Peak of a step's activations: blocks go backwards, so a block's own work stands on what the blocks before it keep."""
+    gradients = (known.gradients_compiled if plan.compile else known.gradients_eager) * _unit(work.model) * _tokens(work)
+    everything = kept_bytes("none", work, compiled=plan.compile, constants=known)
+    below, peak = 0.0, 0.0
+    for mode, blocks in runs_of(plan.checkpointing, work.model.layers):
+        own = kept_bytes(mode, work, compiled=plan.compile, constants=known)
+        on_device = min(blocks, _IN_FLIGHT) * own if mode == "offload" else blocks * own
+        below += on_device
+        peak = max(peak, below + gradients + (0 if mode == "none" else everything))
+    return peak
+
+
+def _offloaded(plan: Plan, work: Workload) -> float:
+    if work.adapter is None:
+        return 0.0
+    return offloading_blocks(plan, work) * kept_bytes("offload", work, compiled=plan.compile)
+
+
+@cache
+def _block_bytes(model: ModelSize, precision: Precision) -> float:
+    visual, text, modulation = (_stored(precision, part) for part in ("visual", "text", "modulation"))
+    return visual * model.visual + text * model.text + modulation * model.modulation
+
+
+def _missing_in_the_last(model: ModelSize, precision: Precision) -> float:
+    text, modulation = (_stored(precision, part) for part in ("text", "modulation"))
+    return text * (model.text - model.last_text) + modulation * (model.modulation - model.last_modulation)
+
+
+def _stored(precision: Precision, part: Part) -> float:
+    """Bytes per parameter of one part of the blocks."""
+    return _BYTES.get(FORMATS[precision].get(part), compute_dtype(precision).itemsize)
+
+
+def _unit(model: ModelSize) -> int:
+    return 2 * model.width
+
+
+def _tokens(work: Workload) -> float:
+    return work.tokens + work.batch * work.text_tokens / 2

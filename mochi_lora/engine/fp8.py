@@ -1,0 +1,115 @@
+"""A frozen linear multiplied in fp8, forward and for the input's gradient, from one copy of the weight.
+
+Shape legend: M = rows (tokens), N = output features, K = input features.
+
+e4m3 codes with one scale per output channel. Forward: the activations are quantised per row, the product's scales are
+applied by the kernel. Backward: the weight's scales are folded into the gradient, which is quantised per row and multiplied
+with the same codes. e4m3 for gradients too: with a scale per row its 2^-9 .. 448 is range enough, and the gradient is then
+3.7 % off where e5m2 makes it 5.9 % (normal numbers, K = 3072).
+
+Everything but the product is plain torch, so that torch.compile fuses amax, scale and cast into what comes before. The
+transposed copy that the backward product wants (fp8 kernels read both factors along K) is made in the backward pass and
+kept nowhere; an operator of our own around it would leave it to torch's byte-wise copy instead of the compiler's kernel.
+"""
+
+from typing import Any
+
+import torch
+
+from mochi_lora.engine.quantised import QuantisedLinear, Spec
+
+CODES = torch.float8_e4m3fn
+# Accumulation in the tensor core's own fewer bits, which Hopper is faster at; tests/test_gpu_precision.py prints the error.
+_FAST_ACCUMULATION = True
+
+
+class Fp8Linear(QuantisedLinear):
+    """The frozen linear. K and N must be multiples of 16, which the kernel wants; the number of rows is free."""
+
+    format = "fp8"
+
+    def spec(self) -> Spec:
+        """Codes, and a scale per output channel."""
+        return {
+            "weight": ((self.out_features, self.in_features), CODES),
+            "weight_scale": ((self.out_features,), torch.float32),
+        }
+
+    def encode(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Scaled so that each row's largest value is e4m3's."""
+        codes, scale = quantise_rows(weight)
+        return {"weight": codes, "weight_scale": scale.squeeze(1)}
+
+    def decode(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight [N, K] in `dtype`."""
+        return (self.weight.float() * self.weight_scale.unsqueeze(1)).to(dtype)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Linear's name
+        """[..., K] -> [..., N] bf16."""
+        rows = input.reshape(-1, self.in_features)
+        result = _Fp8Product.apply(rows, self.weight, self.weight_scale, self.compute_dtype)
+        result = result.reshape(*input.shape[:-1], self.out_features)
+        return result if self.bias is None else result + self.bias
+
+
+def quantise_rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[M, K] of any floating dtype -> (codes [M, K] e4m3, scales [M, 1] float32): value = code * scale.
+
+    A row with a non-finite value becomes NaN throughout, so that it is seen.
+    """
+    values = values.float()
+    # Literals: with dynamic shapes torch.compile would make inputs of a module's float constants.
+    scale = values.abs().amax(-1, keepdim=True).clamp(min=1e-12) / torch.finfo(CODES).max
+    return (values / scale).to(CODES), scale
+
+
+def product(
+    left: torch.Tensor, left_scale: torch.Tensor, right: torch.Tensor, right_scale: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """(left [M, K] e4m3 * left_scale [M, 1]) @ (right [N, K] e4m3 * right_scale [N]).T -> [M, N] of `dtype`."""
+    chosen = kernel_product if left.is_cuda else emulated_product
+    return chosen(left, left_scale, right, right_scale, dtype)
+
+
+def kernel_product(
+    left: torch.Tensor, left_scale: torch.Tensor, right: torch.Tensor, right_scale: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """`product` by the device's fp8 kernel; `dtype` is bf16."""
+    scale_b = right_scale.unsqueeze(0)
+    return torch._scaled_mm(
+        left, right.t(), scale_a=left_scale, scale_b=scale_b, out_dtype=dtype, use_fast_accum=_FAST_ACCUMULATION
+    )
+
+
+def emulated_product(
+    left: torch.Tensor, left_scale: torch.Tensor, right: torch.Tensor, right_scale: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """`product` of the same codes by float32 arithmetic, for devices without fp8 products."""
+    with torch.autocast(left.device.type, enabled=False):
+        return (left.float() @ right.float().t() * left_scale * right_scale).to(dtype)
+
+
+class _Fp8Product(torch.autograd.Function):
+    @staticmethod
+    def forward(x: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        codes, scale = quantise_rows(x)
+        return product(codes, scale, weight, weight_scale, dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:  # noqa: ANN401, ARG004
+        x, weight, weight_scale, _ = inputs
+        ctx.save_for_backward(weight, weight_scale)
+        ctx.dtype = x.dtype
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
+        weight, weight_scale = ctx.saved_tensors
+        codes, scale = quantise_rows(gradients[0] * weight_scale)
+        ones = torch.ones(weight.shape[1], dtype=torch.float32, device=weight.device)
+        result = product(codes, scale, weight.t().contiguous(), ones, torch.bfloat16)  # all that the kernel writes
+        return result.to(ctx.dtype), None, None, None
+
+
+def supports_fp8(device: torch.device) -> bool:
+    """Whether the GPU multiplies e4m3 (compute capability 8.9 and up: Ada, Hopper, Blackwell)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)

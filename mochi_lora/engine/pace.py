@@ -1,0 +1,138 @@
+"""How long a plan takes, predicted: products and attention by the card's rates, the rest by bytes moved.
+
+Of the frozen base a step needs the forward pass, the input gradients (as many operations as the forward pass), and what
+checkpointing recomputes. Attention's backward is 2.5 times its forward (q k^T again, and four gradients' products).
+"""
+
+from dataclasses import dataclass
+
+from mochi_lora.config.engine import Mode
+from mochi_lora.engine.cards import Card
+from mochi_lora.engine.footprint import Constants, fitted, kept_bytes, offloading_blocks, runs_of, weight_bytes
+from mochi_lora.engine.plan import Plan
+from mochi_lora.engine.workload import Workload
+from mochi_lora.spec import Bucket
+
+_DECODED = 5.0  # bytes per parameter and pass: int8 or nf4 read, bf16 written and read again
+_TRANSPOSED = 3.0  # bytes per parameter of fp8 weights in the backward pass: read, written and read again
+_DECODED_PIXEL = 4.25 * 750e12 / (163 * 480 * 848)  # operations that a pixel of a decoded video counts as
+_SEEN = 0.1  # of a transfer's time that shows although there is work to hide it behind (guessed; nobody measured it)
+_EMULATED = 0.4  # of the bf16 rate: products of a precision that the card has no kernel for
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Seconds of all blocks together, by kind of work."""
+
+    products: float
+    attention: float
+    moved: float
+
+    @property
+    def seconds(self) -> float:
+        return self.products + self.attention + self.moved
+
+
+def seconds_per_step(plan: Plan, work: Workload, card: Card, constants: Constants | None = None) -> float:
+    """One optimiser step of one process, all micro-steps. What crosses the bus is hidden as far as there is work to hide it."""
+    assert work.adapter, "a step trains an adapter"
+    known = constants or fitted()
+    forward, backward = _forward(plan, work, card, known), _backward(plan, work, card, known)
+    again = _recomputed(plan, work, card, known)
+    swap = _swap_seconds(plan, work, card)
+    kept = (
+        offloading_blocks(plan, work) * kept_bytes("offload", work, compiled=plan.compile, constants=known) / (card.host * 1e9)
+    )
+    out = max(forward.seconds, swap, kept) + _SEEN * (swap + kept)  # to the host and from it are two lanes
+    back = max(backward.seconds + again, swap + kept) + _SEEN * (swap + kept)
+    return work.micro_steps * (out + back) + known.fixed_seconds
+
+
+def seconds_per_pass(plan: Plan, work: Workload, card: Card, constants: Constants | None = None) -> float:
+    """One pass without gradients over a batch of `work.bucket`."""
+    known = constants or fitted()
+    swap = _swap_seconds(plan, work, card)
+    return max(_forward(plan, work, card, known).seconds, swap) + _SEEN * swap
+
+
+def decoding_seconds(bucket: Bucket, card: Card) -> float:
+    """The VAE on one video: 4.25 s for 163x480x848 on an H200 (diffusers, bf16, 2026-11-21), by the rate of products."""
+    pixels = bucket.frames * bucket.height * bucket.width
+    return _DECODED_PIXEL * pixels / (card.products["bf16"] * 1e12)
+
+
+def _swap_seconds(plan: Plan, work: Workload, card: Card) -> float:
+    """All swapped blocks fetched once."""
+    return plan.block_swap / work.model.layers * weight_bytes(work.model, plan.precision) / (card.host * 1e9)
+
+
+def _forward(plan: Plan, work: Workload, card: Card, known: Constants) -> _Pass:
+    rate, _ = card.attention_rates(plan.attention, work.bucket.tokens)
+    return _Pass(
+        _products(plan, work, card, backward=False),
+        _attention_operations(work) / (rate * 1e12),
+        _moved(plan, work, card, known, (known.moved_compiled if plan.compile else known.moved_eager) / 3),
+    )
+
+
+def _backward(plan: Plan, work: Workload, card: Card, known: Constants) -> _Pass:
+    _, rate = card.attention_rates(plan.attention, work.bucket.tokens)
+    return _Pass(
+        _products(plan, work, card, backward=True),
+        2.5 * _attention_operations(work) / (rate * 1e12),
+        _moved(plan, work, card, known, (known.moved_compiled if plan.compile else known.moved_eager) * 2 / 3),
+    )
+
+
+def _recomputed(plan: Plan, work: Workload, card: Card, known: Constants) -> float:
+    """Seconds of doing again in the backward pass what was not kept."""
+    forward = _forward(plan, work, card, known)
+    moved = _moved(plan, work, card, known, known.again_compiled if plan.compile else known.again_eager)
+    width = work.model.width
+    wide = 2 * width * int(8 * width / 3) / work.model.visual  # the MLP's first matrix, of all products
+    shares: dict[Mode, tuple[float, float, float]] = {  # of products, attention, element-wise work
+        "none": (0, 0, 0),
+        "mlp_recomputed": (wide, 0, 0.6),
+        "attention_saved": (1, 0, 1),
+        "offload": (1, 0, 1),
+        "full": (1, 1, 1),
+    }
+    seconds = 0.0
+    for mode, blocks in runs_of(plan.checkpointing, work.model.layers):
+        products, attention, elementwise = shares[mode]
+        whole = products * forward.products + attention * forward.attention + elementwise * moved
+        seconds += blocks / work.model.layers * whole
+    return seconds
+
+
+def _products(plan: Plan, work: Workload, card: Card, *, backward: bool) -> float:
+    """All linears of all blocks once. Text and modulation are so few rows that reading their weights takes the time."""
+    model = work.model
+    parameters = model.layers * model.visual
+    operations = 2 * parameters * work.tokens / 1e12
+    bf16 = card.products["bf16"]
+    few_rows = model.layers * (model.text + model.modulation) * 2 / (card.bandwidth * 1e9)
+    match plan.precision:
+        case "fp8":
+            seconds = operations / card.products.get("fp8", _EMULATED * bf16)
+            seconds += backward * _TRANSPOSED * parameters / (card.bandwidth * 1e9)
+        case "int8" | "nf4":
+            seconds = operations / bf16 + _DECODED * parameters / (card.bandwidth * 1e9)
+        case "fp32":
+            seconds = operations / (bf16 / 2)  # TF32 at best
+        case _:
+            seconds = operations / bf16
+    return seconds + few_rows
+
+
+def _attention_operations(work: Workload) -> float:
+    """Forward, all blocks: two products of S x S x width, two operations each; context ranks have a part of the heads."""
+    length = work.bucket.tokens + work.text_tokens
+    return work.batch * work.model.layers * 4.0 * length**2 * work.model.width / work.context
+
+
+def _moved(plan: Plan, work: Workload, card: Card, known: Constants, units: float) -> float:
+    if plan.precision == "fp8":
+        units += known.quantising
+    length = work.tokens + work.batch * work.text_tokens / 2
+    return units * 2 * work.model.width * length * work.model.layers / (card.bandwidth * 1e9)

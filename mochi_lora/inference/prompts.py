@@ -1,0 +1,27 @@
+"""Prompts through T5, for sampling."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mochi_lora.data.samples import TextEmbedding
+from mochi_lora.model.text import TextEncoder, Tokenised, refuse_foreign
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Every prompt's embedding, and what T5 made of its words."""
+
+    embeddings: dict[str, TextEmbedding]
+    told: dict[str, Tokenised]
+
+
+def embed_prompts(encoder: TextEncoder, prompts: Iterable[str]) -> Embedded:
+    """Each prompt once, all in one batch in sorted order: the same prompts make the same bits, whoever asks.
+
+    Raises UserError for a prompt of which T5 knows no token.
+    """
+    distinct = sorted(set(prompts))
+    told = encoder.tokenise(distinct)
+    refuse_foreign(distinct, told)
+    embeddings = encoder.embed(distinct)
+    return Embedded(dict(zip(distinct, embeddings, strict=True)), dict(zip(distinct, told, strict=True)))

@@ -1,0 +1,142 @@
+"""The plan that is picked: the fastest that fits, the same every time, and what is said where none does."""
+
+from dataclasses import replace
+
+import pytest
+from test_footprint import CLIP, WORK
+
+from mochi_lora.config.engine import EngineConfig
+from mochi_lora.engine.cards import card_named
+from mochi_lora.engine.choice import Room, candidates, choose, forecast, next_smaller
+from mochi_lora.engine.plan import Plan
+from mochi_lora.engine.resolve import resolve_plan
+from mochi_lora.engine.workload import Films
+from mochi_lora.errors import UserError
+from mochi_lora.spec import Bucket
+
+H200 = card_named("H200")
+HOST = 200.0
+LONG = replace(WORK, bucket=Bucket(163, 480, 848))
+
+
+def pick(gib, work=WORK, card=H200, host=HOST, **engine):
+    return choose(EngineConfig(**engine), work, card, Room(gib, host), "cudnn")
+
+
+@pytest.mark.parametrize("gib", [139.0, 40.0, 23.0, 15.0, 11.0])
+@pytest.mark.parametrize("work", [WORK, LONG], ids=["37 frames", "163 frames"])
+def test_the_pick_fits_and_no_other_that_fits_is_clearly_faster(gib, work):
+    choice = pick(gib, work)
+    assert choice.fits
+    assert choice.pick.footprint.device <= choice.room.usable
+    every = [forecast(plan, work, H200) for plan in candidates(EngineConfig(), work, H200, "cudnn")]
+    fitting = [item for item in every if choice.room.holds(item.footprint, 1)]
+    assert choice.pick.seconds * 0.95 <= min(item.seconds for item in fitting)
+
+
+def test_the_same_question_has_the_same_answer():
+    assert pick(23.0).pick == pick(23.0).pick
+
+
+def test_less_memory_is_never_faster():
+    seconds = [pick(gib).pick.seconds for gib in (139.0, 80.0, 40.0, 23.0, 15.0, 11.0)]
+    assert seconds == sorted(seconds)
+
+
+def test_exact_stays_bf16_and_smallest_takes_the_least():
+    assert pick(23.0, plan="exact").pick.plan.precision == "bf16"
+    least, fast = pick(139.0, plan="smallest").pick, pick(139.0).pick
+    assert least.footprint.device < fast.footprint.device / 4
+    assert least.seconds > fast.seconds
+
+
+def test_rounding_the_base_must_be_worth_it():
+    """On a card whose fp8 is 2 % faster, the exact plan is taken."""
+    slow = replace(H200, products={"bf16": 750.0, "fp8": 780.0})
+    assert pick(139.0, card=slow).pick.plan.precision == "bf16"
+    assert pick(139.0).pick.plan.precision == "fp8"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("precision", "int8"), ("checkpointing", "full:40,none"), ("block_swap", 7), ("compile", False)]
+)
+def test_a_part_set_by_hand_is_kept_and_the_rest_is_chosen(setting, value):
+    plan = pick(60.0, **{setting: value}).pick.plan
+    assert getattr(plan, setting) == value
+    assert plan != pick(60.0).pick.plan
+
+
+def test_a_plan_set_by_hand_in_every_part_is_taken_although_it_does_not_fit():
+    choice = pick(
+        20.0, precision="bf16", checkpointing="none", block_swap=0, compile=True, cpu_offload=False, attention="cudnn"
+    )
+    assert choice.pick.plan == Plan("cuda", "bf16", "cudnn", "none", compile=True)
+    assert not choice.fits
+
+
+def test_where_nothing_fits_the_worst_moment_and_the_way_out_are_told():
+    with pytest.raises(UserError, match=r"no plan fits this GPU.* needed while training, .*fewer frames.*data\.buckets"):
+        pick(3.0, LONG)
+    filmed = replace(WORK, films=Films(CLIP, 64, guided=True, decoding_gib=30.0))
+    with pytest.raises(UserError, match=r"while decoding videos, .*in sample \(frames, .*or train\.sample_every 0"):
+        pick(24.0, filmed)
+
+
+def test_little_host_memory_forbids_what_is_pinned():
+    poor, rich = pick(15.0, host=12.0).pick, pick(15.0).pick
+    assert poor.footprint.host <= 0.8 * 12
+    assert poor.seconds > rich.seconds
+    with pytest.raises(UserError, match="GiB of host memory are needed"):
+        pick(15.0, host=1.0)
+    assert pick(15.0, replace(WORK, processes=4), host=40.0).pick.footprint.host <= 8
+
+
+def test_parts_take_turns_only_where_memory_asks_for_it():
+    filmed = replace(WORK, films=Films(CLIP, 64, guided=True, decoding_gib=8.0))
+    assert not pick(139.0, filmed).pick.plan.cpu_offload
+    assert pick(10.5, filmed, precision="bf16", block_swap=40).pick.plan.cpu_offload
+
+
+def test_videos_are_made_in_bf16_and_swap_before_they_are_rounded():
+    looking = replace(WORK, adapter=None, films=Films(CLIP, 64, guided=True, decoding_gib=8.0))
+    plan = pick(15.0, looking).pick.plan
+    assert plan.precision == "bf16"
+    assert plan.checkpointing == "none"
+    assert plan.block_swap > 0 or plan.cpu_offload
+    assert pick(15.0, looking, precision="fp8").pick.plan.precision == "fp8"
+
+
+def test_a_base_that_lies_there_quantised_stays_what_it_is():
+    assert pick(139.0, replace(WORK, stored="fp8"), plan="exact").pick.plan.precision == "fp8"
+
+
+def test_the_next_smaller_plan_is_clearly_smaller_and_the_last_has_none():
+    choice = pick(139.0)
+    assert choice.smaller.footprint.device < 0.93 * choice.pick.footprint.device
+    chain = [choice.pick]
+    while (smaller := next_smaller(EngineConfig(), WORK, H200, chain[-1])) is not None:
+        chain.append(smaller)
+        assert len(chain) < 100
+    assert chain[-1].footprint.device == pytest.approx(pick(139.0, plan="smallest").pick.footprint.device, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ({"block_swap": 49}, r"engine\.block_swap: got 49, expected at most the model's 48 blocks"),
+        ({"checkpointing": "full:50,none"}, r"engine\.checkpointing: full:50,none names 50 blocks, the model has 48"),
+        ({"checkpointing": "full:4,none:3"}, "names 7 blocks"),
+    ],
+)
+def test_counts_that_the_model_does_not_have_are_refused(setting, told):
+    with pytest.raises(UserError, match=told):
+        pick(139.0, **setting)
+    with pytest.raises(UserError, match=told):
+        resolve_plan(EngineConfig(device="cpu", **setting), WORK)
+
+
+def test_on_a_cpu_everything_is_kept_and_exact_unless_asked_for():
+    small = replace(WORK, bucket=Bucket(7, 32, 48))
+    assert resolve_plan(EngineConfig(device="cpu"), small).plan == Plan("cpu", "fp32", "auto", "none")
+    asked = EngineConfig(device="cpu", precision="nf4", checkpointing="offload", block_swap=2, compile=True)
+    assert resolve_plan(asked, small).plan == Plan("cpu", "nf4", "auto", "offload", 2, compile=True)

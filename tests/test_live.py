@@ -1,0 +1,173 @@
+"""The live sampler: switching and re-weighting give what a fresh load gives, and read nothing again."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from adapter_files import write_adapter
+
+from mochi_lora.config.requests import AdapterChoice
+from mochi_lora.config.schema import SampleConfig
+from mochi_lora.data.samples import TextEmbedding
+from mochi_lora.errors import UserError
+from mochi_lora.inference import live
+from mochi_lora.inference.live import LiveSampler
+from mochi_lora.inference.sampler import Cancelled
+from mochi_lora.model.tiny import TEXT_WIDTH
+from mochi_lora.model.vae import MochiVae
+
+SETTINGS = SampleConfig(frames=7, height=32, width=48, steps=2, guidance=2)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def written(tiny, tmp_path_factory):
+    """Two adapters of different ranks and targets, and one of DoRA."""
+    folder = tmp_path_factory.mktemp("adapters")
+    return [
+        write_adapter(folder / "style.safetensors", tiny, 1),
+        write_adapter(folder / "motion.safetensors", tiny, 2, rank=2, targets="visual_attention"),
+        write_adapter(folder / "dora.safetensors", tiny, 3, dora=True),
+    ]
+
+
+@pytest.fixture
+def files(written, tmp_path):
+    """The same files, for a test that deletes or replaces them."""
+    return [Path(shutil.copy(path, tmp_path)) for path in written]
+
+
+@pytest.fixture
+def sampler(load_tiny, tiny):
+    return fresh(load_tiny, tiny)
+
+
+def fresh(load_tiny, tiny) -> LiveSampler:
+    return LiveSampler(load_tiny(), MochiVae.load(tiny / "vae", device=CPU, precision="fp32"), device=CPU)
+
+
+def sample(sampler: LiveSampler, *choices: tuple, on_step=lambda _done, _steps: None, cancelled=lambda: False) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(0)
+    text, null = TextEmbedding(torch.randn(5, TEXT_WIDTH, generator=draw)), TextEmbedding(torch.zeros(0, TEXT_WIDTH))
+    adapters = [AdapterChoice(path, strength) for path, strength in choices]
+    return sampler.latents(text, null, SETTINGS, 0, adapters, on_step=on_step, cancelled=cancelled)
+
+
+def test_switching_gives_what_a_fresh_load_gives_bit_for_bit(sampler, load_tiny, tiny, written):
+    style, motion, dora = written
+    wishes = [
+        [(style, 1.0)],
+        [(style, 0.4)],
+        [(motion, 1.0), (style, 0.7)],
+        [],
+        [(dora, 1.0)],
+        [(motion, -0.5)],
+        [(style, 1.0)],
+    ]
+    results = [sample(sampler, *wish) for wish in wishes]
+    for wish, result in zip(wishes, results, strict=True):
+        assert torch.equal(result, sample(fresh(load_tiny, tiny), *wish)), wish
+    assert torch.equal(results[0], results[-1])
+    assert len({tuple(result.flatten()[:8].tolist()) for result in results[:-1]}) == len(wishes) - 1, (
+        "each wish is another video"
+    )
+
+
+def test_strength_zero_is_the_base_bit_for_bit(sampler, written):
+    base = sample(sampler)
+    assert not torch.equal(sample(sampler, (written[0], 1.0)), base)
+    assert torch.equal(sample(sampler, *((path, 0.0) for path in written)), base)
+
+
+def test_no_file_is_read_again_for_a_switch(sampler, files):
+    style, motion, _ = files
+    first = sample(sampler, (style, 1.0)), sample(sampler, (motion, 1.0))
+    style.unlink()
+    motion.unlink()
+    assert torch.equal(sample(sampler, (style, 1.0)), first[0])
+    assert torch.equal(sample(sampler, (motion, 1.0)), first[1])
+    sample(sampler, (motion, 0.3), (style, 0.6))
+
+
+def test_a_switch_moves_no_weight_and_makes_no_module(sampler, files):
+    style, motion, _ = files
+    sampler.hold([style, motion])
+    transformer = sampler._model.transformer
+    before = {name: tensor.data_ptr() for name, tensor in transformer.named_parameters()}
+    modules = [id(module) for module in transformer.modules()]
+    for choices in ([(style, 1.0)], [(motion, 0.2)], [], [(style, 0.3), (motion, 1.0)]):
+        sample(sampler, *choices)
+    assert {name: tensor.data_ptr() for name, tensor in transformer.named_parameters()} == before
+    assert [id(module) for module in transformer.modules()] == modules
+
+
+def test_a_file_that_was_replaced_is_read_anew(sampler, files):
+    style, motion, _ = files
+    sample(sampler, (style, 1.0))
+    expected = sample(sampler, (motion, 1.0))
+    style.write_bytes(motion.read_bytes())
+    assert torch.equal(sample(sampler, (style, 1.0)), expected)
+    assert len(sampler._model.transformer.peft_config) == 2, "the old factors are gone"
+
+
+def test_the_same_file_twice_acts_twice(sampler, written):
+    twice = sample(sampler, (written[0], 0.3), (written[0], 0.5))
+    assert torch.allclose(twice, sample(sampler, (written[0], 0.8)), atol=1e-4)
+    assert not torch.allclose(twice, sample(sampler, (written[0], 0.5)), atol=1e-4)
+
+
+def test_what_was_let_go_is_gone(sampler, files):
+    base = sample(sampler)
+    sample(sampler, (files[0], 1.0))
+    sampler.let_go([files[0]])
+    assert not getattr(sampler._model.transformer, "peft_config", {})
+    assert torch.equal(sample(sampler), base)
+
+
+def test_an_adapter_of_another_architecture_is_refused_and_leaves_nothing(sampler, files, tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    style = files[0]
+    expected = sample(sampler, (style, 1.0))
+    with safe_open(style, framework="pt") as file:
+        tensors, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file({key: tensor[..., :3].contiguous() for key, tensor in tensors.items()}, tmp_path / "odd.safetensors", header)
+    with pytest.raises(UserError, match=r"odd\.safetensors.*shape"):
+        sample(sampler, (style, 1.0), (tmp_path / "odd.safetensors", 1.0))
+    assert len(sampler._model.transformer.peft_config) == 1
+    assert torch.equal(sample(sampler, (style, 1.0)), expected)
+
+
+def test_cancelling_ends_between_two_steps_and_harms_nothing(sampler, written):
+    expected, steps = sample(sampler, (written[0], 1.0)), []
+    with pytest.raises(Cancelled):
+        sample(sampler, (written[0], 0.5), on_step=lambda done, _steps: steps.append(done), cancelled=lambda: bool(steps))
+    assert steps == [1]
+    assert torch.equal(sample(sampler, (written[0], 1.0)), expected)
+
+
+class _Part:
+    """Stands for a model, and remembers where it is."""
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+
+    def to(self, device: torch.device) -> None:
+        self.device = device
+
+
+def test_under_offloading_only_the_part_that_works_is_on_the_device(monkeypatch):
+    model, vae = _Part("meta"), _Part("cpu")
+    sampler = LiveSampler(model, vae, device=torch.device("meta"), offload=True)
+    places = []
+    monkeypatch.setattr(live, "render", lambda *_: places.append((model.device.type, vae.device.type)))
+    monkeypatch.setattr(live, "generate_latents", lambda *_, **__: places.append((model.device.type, vae.device.type)))
+    model.transformer = None  # no adapter is asked for
+    sampler.latents(None, None, SETTINGS, 0, [], on_step=lambda _done, _steps: None)
+    sampler.frames(torch.zeros(1))
+    sampler.latents(None, None, SETTINGS, 0, [], on_step=lambda _done, _steps: None)
+    assert places == [("meta", "cpu"), ("cpu", "meta"), ("meta", "cpu")]
+    sampler.rest()
+    assert (model.device.type, vae.device.type) == ("cpu", "cpu")

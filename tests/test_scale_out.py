@@ -1,0 +1,223 @@
+"""More processes, fewer, one killed: the run is the one that a single process would have made."""
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from synthetic import distance, make_run, records
+from warm_processes import Place, ended, start
+
+from mochi_lora.commands import run_plan
+from mochi_lora.config.engine import EngineConfig, parallel_sizes
+from mochi_lora.engine.choice import check_settings
+from mochi_lora.engine.footprint import GIB, predict_memory, weight_bytes
+from mochi_lora.engine.mesh import Layout, Ranks, check_layout, layout_of
+from mochi_lora.engine.plan import Plan
+from mochi_lora.engine.resolve import Resolved
+from mochi_lora.engine.workload import AdapterSize, ModelSize, Workload
+from mochi_lora.errors import UserError
+from mochi_lora.inference.playback import read_video
+from mochi_lora.spec import Bucket
+
+TESTS = Path(__file__).parent
+WORK = Workload(ModelSize.of({}), Bucket(37, 480, 848), 1, 1, AdapterSize(10_000_000, 8, averaged=False), None)
+STEPS, SAMPLES = 6, 6
+SETTINGS = {
+    "objective": {"caption_dropout": 0.3},
+    "train": {"steps": STEPS, "validate_every": 3, "ema_decay": 0.9, "lr_schedule": "constant", "checkpoint_every": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, tiny):
+    """The configuration, and what one process made of it in `run`."""
+    path = make_run(tmp_path_factory.mktemp("scale"), tiny, **SETTINGS)
+    assert launched(path.parent, path, path.parent / "run", 1) == [0]
+    return path
+
+
+def launched(folder: Path, config: Path, run: Path, ranks: int, *words: str, batch: int | None = None) -> list[int]:
+    """Exit statuses of `ranks` processes that train with six samples a step between them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    each = batch or SAMPLES // ranks
+    words = ("train", "--config", str(config), "--run.folder", str(run), "--train.batch_size", str(each), *words)
+    logs = [folder / f"{ranks}-rank{rank}.log" for rank in range(ranks)]
+    started = [start(list(words), log, place=Place(rank, ranks, port)) for rank, log in enumerate(logs)]
+    statuses = [ended(process) for process in started]
+    print(*(log.read_text() for log in logs))  # shown where the test fails
+    return statuses
+
+
+def require_same(run: Path, expected: Path) -> None:
+    for kind in ("train", "heldout"):
+        for one, other in zip(records(run, kind), records(expected, kind), strict=True):
+            assert one == pytest.approx(other, rel=1e-5), kind
+    assert distance(run / "adapter.safetensors", expected / "adapter.safetensors") < 1e-5
+    state = f"checkpoints/step-{STEPS:06d}/adapter.safetensors"
+    assert distance(run / state, expected / state) < 1e-5
+
+
+@pytest.mark.slow
+def test_two_ranks_then_one_then_three_are_one_that_went_through(data, tmp_path):
+    run = tmp_path / "run"
+    for ranks, steps in ((2, 2), (1, 4), (3, STEPS)):
+        assert launched(tmp_path, data, run, ranks, "--train.steps", str(steps)) == [0] * ranks
+    told = [" ".join((tmp_path / f"{ranks}-rank0.log").read_text().split()) for ranks in (1, 3)]
+    assert "the processes were data:2, now they are data:1" in told[0]
+    assert "the processes were data:1, now they are data:3" in told[1]
+    expected = data.parent / "run"
+    assert distance(run / "adapter.safetensors", expected / "adapter.safetensors") < 1e-5
+    for one, other in zip(records(run), records(expected), strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "parallel"), [(2, "context:2"), (4, "data:2,context:2")])
+def test_ranks_that_share_tokens_are_one_process(data, tmp_path, ranks, parallel):
+    words = ["--engine.parallel", parallel, "--train.sample_every", str(STEPS)]
+    batch = SAMPLES // layout_of(parallel, ranks).data
+    run = tmp_path / "run"
+    assert launched(tmp_path, data, run, ranks, *words, batch=batch) == [0] * ranks
+    require_same(run, data.parent / "run")
+    adapters = [load_file(tmp_path / f"{ranks}-rank{rank}.safetensors") for rank in range(ranks)]
+    assert all((tensor == other[name]).all() for other in adapters for name, tensor in adapters[0].items())
+    assert sorted(path.name for path in (run / "samples" / f"step-{STEPS:06d}").iterdir()) == [
+        "000-a-lighthouse-seed0.mp4",
+        "sheet.png",
+    ]
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_whose_rank_was_killed_and_it_ends_as_if_nothing_was(data, tmp_path):
+    run, marker = tmp_path / "run", tmp_path / "died"
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "1"]
+    words = [str(TESTS / "die_once.py"), str(marker), "train", "--config", str(data), "--run.folder", str(run)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*program, *words, "--train.batch_size", str(SAMPLES // 2)]
+    done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert marker.exists(), "a rank was killed"
+    assert "continuing at step 2" in done.stdout
+    require_same(run, data.parent / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["auto", "context:2", "shard:2"])
+def test_two_processes_make_the_videos_of_one(data, tmp_path, parallel):
+    """Three videos: shared out, or each by both; one process writes each and one writes the sheet."""
+    words = ["sample", "--config", str(data), "--sample.seeds", "[0, 1, 2]", "--engine.parallel"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    alone = start([*words, "auto", "--output", str(tmp_path / "one")], tmp_path / "log")
+    output = ["--output", str(tmp_path / "both")]
+    ranks = [start([*words, parallel, *output], tmp_path / f"rank{n}.log", place=Place(n, 2, port)) for n in range(2)]
+    statuses = [ended(process) for process in (alone, *ranks)]
+    assert statuses == [0, 0, 0], "".join(log.read_text() for log in tmp_path.glob("*log"))
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "both").iterdir())
+    assert sum(name.endswith(".mp4") for name in names) == 3
+    for name in names:
+        if name.endswith(".mp4"):
+            one, both = (read_video(tmp_path / folder / name).frames.astype(int) for folder in ("one", "both"))
+            assert abs(one - both).mean() < 5, "rounding, and what the codec makes of it; another seed is 25 away"
+
+
+def test_a_layout_counts_data_ranks_first_and_context_ranks_are_neighbours():
+    layout = layout_of("data:2,context:3,shard:6", 6)
+    places = [(Ranks(layout, rank).data_rank, Ranks(layout, rank).context_rank) for rank in range(6)]
+    assert places == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert [Ranks(layout, rank).shard_rank for rank in range(6)] == list(range(6))
+    assert layout_of("auto", 6) == Layout(6)
+    assert layout_of("context:2", 6).data == 3
+
+
+@pytest.mark.parametrize("layout", [Layout(3), Layout(4, context=2), Layout(4, shard=2), Layout(1)])
+def test_every_number_is_kept_once_and_ranks_that_need_each_other_have_equally_many(layout):
+    ranks = [Ranks(layout, rank) for rank in range(layout.world)]
+    for count in range(8):
+        kept = [number for rank in ranks for number in rank.own(count) if rank.keeps(number)]
+        assert sorted(kept) == list(range(count))
+        if layout.together:
+            assert len({len(rank.own(count)) for rank in ranks}) == 1
+        for rank in ranks:
+            assert rank.own(count) == ranks[rank.rank - rank.context_rank].own(count), "of one group, the same"
+
+
+@pytest.mark.parametrize(
+    ("setting", "world", "told"),
+    [
+        ("data:2,context:2", 6, "got data:2,context:2 for a launch of 6 processes; expected data x context = 6, here it is 2"),
+        ("context:2", 1, "Start 2 processes"),
+        ("shard:4", 6, "take one of 1, 2, 3, 6"),
+    ],
+)
+def test_sizes_that_do_not_come_out_are_refused(setting, world, told):
+    with pytest.raises(UserError) as refused:
+        layout_of(setting, world)
+    assert told in str(refused.value)
+
+
+def test_heads_and_tokens_must_divide_and_it_is_said_what_would():
+    at_37, at_163 = Bucket(37, 480, 848), Bucket(163, 480, 848)
+    for size in (2, 3, 6):
+        check_layout(Layout(size, context=size), 24, [at_37, at_163])
+    for size in (4, 8):
+        check_layout(Layout(size, context=size), 24, [at_163])
+    with pytest.raises(UserError, match="context:5 does not divide the model's 24 heads; take one of 1, 2, 3, 4, 6, 8, 12, 24"):
+        check_layout(Layout(5, context=5), 24, [])
+    with pytest.raises(UserError, match="context:4 does not divide the 11130 visual tokens of 37x480x848; take one of 1, 2, 3"):
+        check_layout(Layout(4, context=4), 24, [at_163, at_37])
+
+
+def test_ranks_that_share_a_base_do_not_spare_steps_of_different_videos():
+    check_layout(Layout(4, context=2, shard=2), 24, [], step_cache=0.1)
+    check_layout(Layout(4, shard=4), 24, [])
+    with pytest.raises(UserError, match=r"step_cache: got 0\.1 with engine\.parallel data:4,shard:4"):
+        check_layout(Layout(4, shard=4), 24, [], step_cache=0.1)
+
+
+def test_what_is_not_understood_is_refused_with_what_would_be():
+    assert parallel_sizes(" data:4, context:2") == {"data": 4, "context": 2}
+    for wrong in ("data", "data:0", "tensor:2", "data:2,data:2", ""):
+        with pytest.raises(ValueError, match="sizes of data, context, shard, each once at most, such as data:4,context:2"):
+            parallel_sizes(wrong)
+
+
+def test_a_sharded_base_is_neither_swapped_nor_offloaded():
+    for setting, value in (("block_swap", 1), ("cpu_offload", True)):
+        engine = EngineConfig(parallel="shard:2", **{setting: value})
+        with pytest.raises(UserError, match=rf"engine\.{setting}: got {value} with engine\.parallel shard:2"):
+            check_settings(engine, WORK)
+
+
+def test_a_share_of_the_base_or_of_the_tokens_takes_less_of_a_gpu():
+    """By the parts that are gone; nobody has measured these on a GPU."""
+    plan = Plan("cuda", "bf16", "auto", "full", compile=True)
+    whole = predict_memory(plan, WORK).device
+    sharded = predict_memory(replace(plan, shard=2), WORK).device
+    assert whole - sharded == pytest.approx(46 / 96 * 18.3, rel=0.1), "half of 48 blocks, but for two that are gathered"
+    context = predict_memory(replace(plan, context=2), replace(WORK, context=2)).device
+    standing = weight_bytes(WORK.model, "bf16") / GIB + WORK.adapter.bytes / GIB
+    assert (context - standing) / (whole - standing) < 0.65
+
+
+def test_auto_splits_the_base_only_where_nothing_fits_and_a_named_layout_is_left_alone(monkeypatch):
+    def full(engine: EngineConfig, work: Workload) -> Resolved:
+        if engine.parallel == "shard:2" or work is None:
+            return Resolved(Plan("cuda", "bf16", "auto", "full", shard=2 if engine.parallel == "shard:2" else 1), None)
+        raise UserError("no plan fits this GPU")
+
+    monkeypatch.setattr(run_plan, "resolve_plan", full)
+    assert run_plan._resolved(EngineConfig(), WORK, Layout(2)).shard == 2
+    assert run_plan._resolved(EngineConfig(), None, Layout(2)).shard == 1
+    for engine, layout in ((EngineConfig(), Layout(1)), (EngineConfig(parallel="data:2"), Layout(2))):
+        with pytest.raises(UserError, match="no plan fits"):
+            run_plan._resolved(engine, WORK, layout)
