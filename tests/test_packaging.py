@@ -140,7 +140,7 @@ def test_the_pins_satisfy_what_the_wheel_asks_for(wheel):
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = email.message_from_bytes(archive.read(name))
     assert Version(sys.version.split()[0]) in SpecifierSet(metadata["Requires-Python"])
-    assert set(metadata.get_all("Provides-Extra")) == {"eval-builtin", "flash4", "tensorboard", "trackio", "test"}
+    assert set(metadata.get_all("Provides-Extra")) == {"demo", "eval-builtin", "flash4", "tensorboard", "trackio", "test"}
     asked = [Requirement(text) for text in metadata.get_all("Requires-Dist")]
     assert len(asked) > 20
     pins = {**{canonicalize_name(name): version for name, version in pinned().items()}, "mochi-lora": metadata["Version"]}
