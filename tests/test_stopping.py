@@ -22,6 +22,17 @@ def test_a_signal_is_remembered_and_said(number, capfd):
     assert "stopping after this step" in capfd.readouterr().err
 
 
+def test_a_signal_while_the_ranks_are_asked_counts_at_the_next_step(monkeypatch):
+    """It came too late for this answer, which is the same on every rank, and must not be forgotten with it."""
+    with StopFlag(1) as stop:
+        stop._group = object()
+        monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        assert not stop.agreed()
+        monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: None)
+        assert stop.agreed()
+        assert stop.requested == signal.SIGTERM
+
+
 def test_the_handlers_of_before_are_back_afterwards():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with StopFlag(1):

@@ -47,12 +47,15 @@ class StopFlag:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def agreed(self) -> bool:
-        """Whether any rank was asked to stop; `requested` is the same on every rank afterwards."""
-        if self._group is not None:
-            answer = torch.tensor([self.requested])
-            dist.all_reduce(answer, dist.ReduceOp.MAX, group=self._group)
-            self.requested = int(answer.item())
-        return self.requested != 0
+        """Whether any rank was asked to stop; if so, `requested` is the same on every rank afterwards."""
+        if self._group is None:
+            return self.requested != 0
+        answer = torch.tensor([self.requested])
+        dist.all_reduce(answer, dist.ReduceOp.MAX, group=self._group)
+        asked = int(answer.item())
+        if asked:  # else a signal may have come since the question: it is part of the next one
+            self.requested = asked
+        return asked != 0
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT and time.monotonic() - self._since > _ECHO_SECONDS:
