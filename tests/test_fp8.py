@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
+from compiled_products import Gated, kept_when_compiled
 from inputs import normal, relative
-from torch import nn
 
 from mochi_lora.engine import fp8
 from mochi_lora.engine.fp8 import CODES, Fp8Linear, emulated_product, kernel_product, quantise_rows
@@ -149,30 +149,11 @@ def test_everything_it_holds_is_a_frozen_parameter() -> None:
 # --- under the compiler ---
 
 
-class Gated(nn.Module):
-    """Two projections with something element-wise around them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.wide, self.narrow = linear(64, 128), linear(128, 64)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.narrow(nn.functional.silu(self.wide(nn.functional.rms_norm(x, (64,)))))
-
-
 def test_compiled_without_a_break_it_keeps_no_transposed_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     """48 blocks of transposed copies would be 7 GB. Whether they are kept is up to torch's partitioner."""
     monkeypatch.setattr(fp8, "emulated_product", kernel_product)  # CPUs have the operator: the graph is the GPU's
-    torch._dynamo.reset()
-    module, kept = Gated(), []
-    x = normal(2, 24, 64).bfloat16().requires_grad_()
-    module(x).float().square().sum().backward()
-    expected, x.grad = x.grad, None
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager_decomp_partition")
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        result = compiled(x)
-    result.float().square().sum().backward()
-    assert relative(x.grad, expected) < 1e-2
+    module = Gated(linear)
+    kept = kept_when_compiled(module)
     codes = [tensor for tensor in kept if tensor.numel() == 64 * 128]
     assert {tensor.data_ptr() for tensor in codes} == {module.wide.weight.data_ptr(), module.narrow.weight.data_ptr()}
 

@@ -2,9 +2,11 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
+from compiled_products import Gated, kept_when_compiled
 from inputs import SHAPE, captions, hash_of_base, normal, relative, velocity
 from torch import nn
 
@@ -111,28 +113,11 @@ def test_the_operator_keeps_torchs_rules(made: type[WeightOnlyLinear]) -> None:
     torch.library.opcheck(torch.ops.mochi_lora.weight_only_product, arguments, {"transposed": False}, test_utils=names)
 
 
-class Gated(nn.Module):
-    def __init__(self, made: type[WeightOnlyLinear]) -> None:
-        super().__init__()
-        self.wide, self.narrow = linear(made, 64, 128), linear(made, 128, 64)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.narrow(nn.functional.silu(self.wide(nn.functional.rms_norm(x, (64,)))))
-
-
 @pytest.mark.parametrize("made", CLASSES)
 def test_compiled_without_a_break_it_keeps_no_decoded_weight(made: type[WeightOnlyLinear]) -> None:
     """Decoded in sight of the compiler, 20 GB of bf16 weights would be kept from the forward for the backward."""
-    torch._dynamo.reset()
-    module, kept = Gated(made), []
-    x = normal(2, 24, 64).bfloat16().requires_grad_()
-    module(x).float().square().sum().backward()
-    expected, x.grad = x.grad, None
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager_decomp_partition")
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        result = compiled(x)
-    result.float().square().sum().backward()
-    assert relative(x.grad, expected) < 1e-2
+    module = Gated(partial(linear, made))
+    kept = kept_when_compiled(module)
     assert module.wide.weight.data_ptr() in {tensor.data_ptr() for tensor in kept}
     assert not [tensor for tensor in kept if tensor.numel() == 64 * 128 and tensor.dtype.is_floating_point]
 

@@ -14,7 +14,7 @@ from warm_processes import Place, ended, start
 
 from mochi_lora.commands import run_plan
 from mochi_lora.config.engine import EngineConfig, parallel_sizes
-from mochi_lora.engine.choice import check_settings
+from mochi_lora.engine.choice import NoPlanFitsError, check_settings
 from mochi_lora.engine.footprint import GIB, predict_memory, weight_bytes
 from mochi_lora.engine.mesh import Layout, Ranks, check_layout, layout_of
 from mochi_lora.engine.plan import Plan
@@ -213,11 +213,17 @@ def test_auto_splits_the_base_only_where_nothing_fits_and_a_named_layout_is_left
     def full(engine: EngineConfig, work: Workload) -> Resolved:
         if engine.parallel == "shard:2" or work is None:
             return Resolved(Plan("cuda", "bf16", "auto", "full", shard=2 if engine.parallel == "shard:2" else 1), None)
-        raise UserError("no plan fits this GPU")
+        raise (NoPlanFitsError if engine.precision == "auto" else UserError)("no plan fits this GPU")
 
     monkeypatch.setattr(run_plan, "resolve_plan", full)
     assert run_plan._resolved(EngineConfig(), WORK, Layout(2)).shard == 2
     assert run_plan._resolved(EngineConfig(), None, Layout(2)).shard == 1
-    for engine, layout in ((EngineConfig(), Layout(1)), (EngineConfig(parallel="data:2"), Layout(2))):
+    kept = (
+        (EngineConfig(), Layout(1)),
+        (EngineConfig(parallel="data:2"), Layout(2)),
+        (EngineConfig(block_swap=8), Layout(2)),  # would be told that it asked for a shard
+        (EngineConfig(precision="fp8"), Layout(2)),  # another error than too little memory
+    )
+    for engine, layout in kept:
         with pytest.raises(UserError, match="no plan fits"):
             run_plan._resolved(engine, WORK, layout)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
 from mochi_lora.commands.card import WEIGHTS, public_files
@@ -14,6 +14,7 @@ from mochi_lora.config.requests import HubTarget
 from mochi_lora.console import console
 from mochi_lora.errors import UserError
 from mochi_lora.files import write_text
+from mochi_lora.model.transfer import NETWORK_ERRORS
 from mochi_lora.report.card import NAME as README
 from mochi_lora.report.card import with_repository
 
@@ -75,6 +76,6 @@ def _hub_named(target: HubTarget) -> Iterator[None]:
         }
         message = told.get(status, f"the hub refused ({error}); run `mochi-lora publish` again later")
         raise UserError(f"{target.repository}: {message}") from error
-    except HTTPError as error:
+    except NETWORK_ERRORS as error:
         message = f"{target.repository}: the hub at {HfApi().endpoint} cannot be reached ({error})"
         raise UserError(f"{message}; check the network, then run `mochi-lora publish` again") from error

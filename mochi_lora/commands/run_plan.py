@@ -14,13 +14,12 @@ from mochi_lora.config.engine import EngineConfig
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
 from mochi_lora.engine.cards import card_of
-from mochi_lora.engine.choice import Choice, forecast, next_smaller, room_here
+from mochi_lora.engine.choice import Choice, NoPlanFitsError, forecast, next_smaller, room_here
 from mochi_lora.engine.mesh import Layout
 from mochi_lora.engine.pace import seconds_per_step
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.resolve import resolve_plan
 from mochi_lora.engine.workload import Workload
-from mochi_lora.errors import UserError
 from mochi_lora.spec import Bucket
 from mochi_lora.training.checkpoint import Checkpoint
 
@@ -107,8 +106,9 @@ def _resolved(engine: EngineConfig, work: Workload, layout: Layout) -> Plan:
     """Where nothing fits one GPU and the layout is free, the base is split over all of them."""
     try:
         return resolve_plan(engine, work).plan
-    except UserError:
-        if engine.parallel != "auto" or layout.world == 1:
+    except NoPlanFitsError:
+        by_hand = engine.parallel != "auto" or engine.block_swap not in ("auto", 0) or engine.cpu_offload is True
+        if by_hand or layout.world == 1:
             raise
         return resolve_plan(engine.model_copy(update={"parallel": f"shard:{layout.world}"}), work).plan
 

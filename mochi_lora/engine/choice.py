@@ -33,6 +33,10 @@ _STEPS_OF_COUNTS = 12
 MODES: tuple[Mode, ...] = ("offload", "full", "attention_saved", "mlp_recomputed", "none")
 
 
+class NoPlanFitsError(UserError):
+    """The settings are right, and memory is too small for every plan that they leave open."""
+
+
 @dataclass(frozen=True)
 class Room:
     """Free memory, GiB."""
@@ -79,8 +83,8 @@ def forecast(plan: Plan, work: Workload, card: Card) -> Forecast:
 def choose(engine: EngineConfig, work: Workload, card: Card, room: Room, attention: Attention) -> Choice:
     """The plan that `engine.plan` asks for, on a GPU, with `attention` settled.
 
-    A plan set by hand in every part is taken as it is. Raises UserError where settings do not suit the model, and where nothing
-    fits.
+    A plan set by hand in every part is taken as it is. Raises UserError where settings do not suit the model, and
+    NoPlanFitsError.
     """
     check_settings(engine, work)
     found = [forecast(plan, work, card) for plan in candidates(engine, work, card, attention)]
@@ -88,12 +92,12 @@ def choose(engine: EngineConfig, work: Workload, card: Card, room: Room, attenti
     fitting = [item for item in found if room.holds(item.footprint, work.processes)]
     if not fitting and not by_hand:
         raise _nothing_fits(found, work, room)
+    open_to_us = fitting or found
     if engine.plan == "smallest":
-        least = min(item.footprint.device for item in fitting or found)
-        taken = [item for item in fitting or found if item.footprint.device <= least * _SAME_MEMORY]
+        least = min(item.footprint.device for item in open_to_us)
+        pick = min((item for item in open_to_us if item.footprint.device <= least * _SAME_MEMORY), key=_preference)
     else:
-        taken = fitting or found
-    pick = _exact_if_as_fast(taken, min(taken, key=_preference)) if engine.plan != "smallest" else min(taken, key=_preference)
+        pick = _exact_if_as_fast(open_to_us, min(open_to_us, key=_preference))
     return Choice(pick, room, bool(fitting), next_smaller(engine, work, card, pick, found), card)
 
 
@@ -216,7 +220,7 @@ def check_settings(engine: EngineConfig, work: Workload) -> None:
             raise UserError(f"{message}; leave out the last count and let its mode take the rest")
 
 
-def _nothing_fits(found: Sequence[Forecast], work: Workload, room: Room) -> UserError:
+def _nothing_fits(found: Sequence[Forecast], work: Workload, room: Room) -> NoPlanFitsError:
     """Names the smallest plan, what it lacks, and what makes the run smaller at the moment that is the worst."""
     least = min(found, key=lambda item: (item.footprint.device, item.footprint.host))
     gib, worst = least.footprint.device, least.footprint.worst
@@ -232,4 +236,4 @@ def _nothing_fits(found: Sequence[Forecast], work: Workload, room: Room) -> User
         change = f"take fewer frames or a smaller size in {shape}"
         change += ", or train.sample_every 0" if worst.endswith("videos") and work.adapter else ""
     message = f"no plan fits this GPU: of the smallest ({least.plan}) {told}. {change[0].upper()}{change[1:]}"
-    return UserError(f"{message}; set every part of engine by hand to try it all the same")
+    return NoPlanFitsError(f"{message}; set every part of engine by hand to try it all the same")
