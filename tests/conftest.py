@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from browser import NAMES, Page, browser, open_browser
+from golden_files import plain_golden
 from tiny_commands import EXAMPLES, settings
 
 from mochi_lora.cli import main
@@ -33,6 +34,14 @@ def load_tiny(tiny: Path) -> Callable[..., VelocityModel]:
         return VelocityModel(loaded.transformer, plan)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def genmo_base(tmp_path_factory) -> Path:
+    """Genmo's small transformer as people have it, a plain safetensors file. Tests read it."""
+    path = tmp_path_factory.mktemp("golden") / "asymmdit_small.safetensors"
+    path.write_bytes(plain_golden("asymmdit_small"))
+    return path
 
 
 @pytest.fixture(scope="session")

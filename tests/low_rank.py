@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from golden_files import FOLDER
 from inputs import normal
 from safetensors.torch import load_file
 
@@ -10,7 +11,7 @@ from mochi_lora.config.schema import AdapterConfig
 from mochi_lora.interop.factors import Factors
 from mochi_lora.model.adapter import Adapter, attach, current
 
-GENMO = Path(__file__).parent / "golden" / "lora_small.safetensors"
+GENMO = FOLDER / "lora_small.safetensors"
 PRESETS = ("visual_attention", "joint_attention", "joint_attention_mlp")
 
 

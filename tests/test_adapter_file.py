@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import MochiPipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from golden_files import FOLDER
 from inputs import SHAPE, captions, normal, relative, velocity
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import safe_open
@@ -25,7 +26,7 @@ from mochi_lora.model.transformer import VelocityModel, timestep_of
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")
 
 Load = Callable[..., VelocityModel]
-GENMO = Path(__file__).parent / "golden" / "lora_small.safetensors"
+GENMO = FOLDER / "lora_small.safetensors"
 NAME = "adapter.safetensors"
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
+from golden_files import FOLDER, load_golden
 from inputs import normal
 from safetensors.torch import load_file, save_file
 
@@ -21,10 +22,8 @@ from mochi_lora.model import keymap
 from mochi_lora.model.vae import MochiVae
 from mochi_lora.model.weights import load_transformer, random_transformer
 
-GOLDEN = Path(__file__).parent / "golden"
-BASE = GOLDEN / "asymmdit_small.safetensors"
 # Names and shapes of the published VAE's two files, from `state_dict()` of Genmo's own Encoder and Decoder.
-GENMO_VAE = json.loads((GOLDEN / "vae_genmo_names.json").read_text(encoding="utf-8"))
+GENMO_VAE = json.loads((FOLDER / "vae_genmo_names.json").read_text(encoding="utf-8"))
 CPU = torch.device("cpu")
 
 
@@ -35,18 +34,18 @@ def identical(one: Path, other: Path) -> bool:
     )
 
 
-def test_genmos_transformer_becomes_a_folder_that_stock_diffusers_loads(tmp_path: Path) -> None:
-    done = to_diffusers([BASE], tmp_path / "transformer")
+def test_genmos_transformer_becomes_a_folder_that_stock_diffusers_loads(genmo_base: Path, tmp_path: Path) -> None:
+    done = to_diffusers([genmo_base], tmp_path / "transformer")
     stock = MochiTransformer3DModel.from_pretrained(tmp_path / "transformer")
-    direct = load_transformer(BASE, device=CPU, precision="fp32").transformer.state_dict()
+    direct = load_transformer(genmo_base, device=CPU, precision="fp32").transformer.state_dict()
     assert all(torch.equal(tensor, direct[name]) for name, tensor in stock.state_dict().items())
     assert (done.component, done.config["num_layers"]) == ("transformer", 2)
 
 
-def test_genmos_transformer_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    to_diffusers([BASE], tmp_path / "transformer")
+def test_genmos_transformer_comes_back_bit_for_bit(genmo_base: Path, tmp_path: Path) -> None:
+    to_diffusers([genmo_base], tmp_path / "transformer")
     to_genmo(tmp_path / "transformer", tmp_path / "dit.safetensors")
-    assert identical(tmp_path / "dit.safetensors", BASE)
+    assert identical(tmp_path / "dit.safetensors", genmo_base)
 
 
 def test_a_folder_comes_back_bit_for_bit_in_its_mixed_precision(tiny: Path, tmp_path: Path) -> None:
@@ -186,7 +185,7 @@ def test_what_is_written_by_hand_is_what_the_library_reads(tmp_path: Path) -> No
 
 
 def genmo_without(tmp_path: Path, name: str) -> Path:
-    tensors = load_file(BASE)
+    tensors, _ = load_golden("asymmdit_small")
     tensors.pop(name)
     save_file(tensors, tmp_path / "dit.safetensors")
     return tmp_path / "dit.safetensors"
@@ -202,7 +201,7 @@ def test_a_missing_tensor_is_named_and_nothing_is_written(tmp_path: Path, name: 
 @pytest.mark.parametrize("name", ["blocks.0.attn.qkv_z.weight", "blocks.0.attn.qkv_x.scale_weight", "scaled_fp8"])
 def test_an_unknown_tensor_is_named(tmp_path: Path, name: str) -> None:
     """The last two are of the scaled fp8 checkpoints that ComfyUI reads."""
-    save_file({**load_file(BASE), name: torch.ones(1)}, tmp_path / "dit.safetensors")
+    save_file({**load_golden("asymmdit_small")[0], name: torch.ones(1)}, tmp_path / "dit.safetensors")
     with pytest.raises(UserError, match=name):
         to_diffusers([tmp_path / "dit.safetensors"], tmp_path / "out")
 
@@ -215,7 +214,7 @@ def test_half_a_vae_is_refused(tiny: Path, tmp_path: Path) -> None:
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none of Genmo's three files; it holds blocks\.0\.attn"):
-        to_diffusers([GOLDEN / "lora_small.safetensors"], tmp_path / "out")
+        to_diffusers([FOLDER / "lora_small.safetensors"], tmp_path / "out")
 
 
 def test_a_folder_of_another_model_is_refused(tiny: Path, tmp_path: Path) -> None:
@@ -226,15 +225,15 @@ def test_a_folder_of_another_model_is_refused(tiny: Path, tmp_path: Path) -> Non
         to_genmo(tmp_path / "vae", tmp_path / "out")
 
 
-def test_what_is_there_is_not_overwritten(tiny: Path, tmp_path: Path) -> None:
+def test_what_is_there_is_not_overwritten(tiny: Path, genmo_base: Path, tmp_path: Path) -> None:
     (tmp_path / "dit.safetensors").write_text("mine")
-    for convert in (lambda: to_genmo(tiny / "transformer", tmp_path), lambda: to_diffusers([BASE], tmp_path)):
+    for convert in (lambda: to_genmo(tiny / "transformer", tmp_path), lambda: to_diffusers([genmo_base], tmp_path)):
         with pytest.raises(UserError, match="exists"):
             convert()
     assert (tmp_path / "dit.safetensors").read_text() == "mine"
 
 
-def test_a_conversion_that_does_not_read_back_is_told_by_the_tensor(tiny: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_conversion_that_does_not_read_back_is_told_by_the_tensor(genmo_base: Path, tmp_path: Path, monkeypatch) -> None:
     def bent(path, tensors, tick):
         def read() -> torch.Tensor:
             return tensors["proj_out.bias"].read() + 1
@@ -243,5 +242,5 @@ def test_a_conversion_that_does_not_read_back_is_told_by_the_tensor(tiny: Path, 
 
     monkeypatch.setattr(base_formats, "write_tensors", bent)
     with pytest.raises(DamagedFileError, match=r"proj_out\.bias does not read back"):
-        to_diffusers([BASE], tmp_path / "out")
+        to_diffusers([genmo_base], tmp_path / "out")
     assert not (tmp_path / "out" / "config.json").exists(), "a folder without it is not taken for a model"

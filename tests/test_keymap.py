@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_files import FOLDER, load_golden
 from inputs import relative
-from safetensors.torch import load_file
 
 from mochi_lora.engine.plan import Plan
 from mochi_lora.model import keymap
@@ -16,19 +16,18 @@ from mochi_lora.model.keymap import Rows
 from mochi_lora.model.transformer import TextBatch, VelocityModel
 from mochi_lora.model.weights import load_transformer
 
-GOLDEN = Path(__file__).parent / "golden"
-BASE, LORA = GOLDEN / "asymmdit_small.safetensors", GOLDEN / "lora_small.safetensors"
+LORA = FOLDER / "lora_small.safetensors"
 CASES = range(4)  # valid text tokens: 24, 7, 0, 13
 SWAPPED = [("mlp_x.w1", keymap._INSIDE), ("mlp_y.w1", keymap._INSIDE), ("final_layer.mod", keymap._OUTSIDE)]
 
 
 @cache
 def cases() -> dict[str, torch.Tensor]:
-    return load_file(GOLDEN / "asymmdit_cases.safetensors")
+    return load_golden("asymmdit_cases")[0]
 
 
-def load() -> VelocityModel:
-    loaded = load_transformer(BASE, device=torch.device("cpu"), precision="fp32")
+def load(base: Path) -> VelocityModel:
+    loaded = load_transformer(base, device=torch.device("cpu"), precision="fp32")
     return VelocityModel(loaded.transformer, Plan("cpu", "fp32", "auto", "none"))
 
 
@@ -40,13 +39,13 @@ def error(model: VelocityModel, case: int, expected: str) -> float:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_our_velocity_is_genmos(case: int) -> None:
-    assert error(load(), case, "velocity") < 1e-5
+def test_our_velocity_is_genmos(genmo_base: Path, case: int) -> None:
+    assert error(load(genmo_base), case, "velocity") < 1e-5
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_our_velocity_with_genmos_lora_is_genmos(case: int) -> None:
-    model = load()
+def test_our_velocity_with_genmos_lora_is_genmos(genmo_base: Path, case: int) -> None:
+    model = load(genmo_base)
     put(model.transformer, load_adapter(LORA), "genmo")
     with strengths(model.transformer, ["genmo"], [1.0]):
         assert error(model, case, "velocity_lora") < 1e-5
@@ -54,27 +53,29 @@ def test_our_velocity_with_genmos_lora_is_genmos(case: int) -> None:
 
 
 @pytest.mark.parametrize(("module", "table"), SWAPPED, ids=[module for module, _ in SWAPPED])
-def test_halves_left_unswapped_give_another_velocity(monkeypatch, module: str, table: dict[str, Rows]) -> None:
+def test_halves_left_unswapped_give_another_velocity(
+    monkeypatch, genmo_base: Path, module: str, table: dict[str, Rows]
+) -> None:
     monkeypatch.setitem(table, module, Rows(table[module].names, swap_halves=False))
-    assert error(load(), 0, "velocity") > 0.01
+    assert error(load(genmo_base), 0, "velocity") > 0.01
 
 
-def test_swapped_queries_and_keys_of_a_lora_give_another_velocity(monkeypatch) -> None:
+def test_swapped_queries_and_keys_of_a_lora_give_another_velocity(monkeypatch, genmo_base: Path) -> None:
     query, key, value = keymap._INSIDE["attn.qkv_x"].names
-    model = load()
+    model = load(genmo_base)
     monkeypatch.setitem(keymap._INSIDE, "attn.qkv_x", Rows((value, key, query)))
     put(model.transformer, load_adapter(LORA), "genmo")
     with strengths(model.transformer, ["genmo"], [1.0]):
         assert error(model, 0, "velocity_lora") > 0.01
 
 
-def test_every_genmo_tensor_becomes_its_own_diffusers_tensor() -> None:
-    tensors = load_file(BASE)
+def test_every_genmo_tensor_becomes_its_own_diffusers_tensor(genmo_base: Path) -> None:
+    tensors, _ = load_golden("asymmdit_small")
     depth = keymap.depth_of(list(tensors))
     names = [name for key, tensor in tensors.items() for name in keymap.weights_to_diffusers(key, tensor, depth)]
     assert depth == 2
     assert len(names) == len(set(names))
-    assert set(names) == set(load().transformer.state_dict())
+    assert set(names) == set(load(genmo_base).transformer.state_dict())
 
 
 def test_a_fused_lora_moves_the_fused_weight_as_its_parts_move_theirs() -> None:
@@ -101,7 +102,7 @@ def test_a_name_that_is_not_genmos_has_no_rows(module: str) -> None:
 
 
 def test_the_configuration_is_read_off_the_shapes() -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in load_file(BASE).items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in load_golden("asymmdit_small")[0].items()}
     assert keymap.config_of(shapes) == {
         "patch_size": 2,
         "in_channels": 12,

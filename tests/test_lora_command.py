@@ -13,8 +13,6 @@ from mochi_lora.interop.adapter_formats import detect, read_stored
 from mochi_lora.interop.base_merge import WEIGHTS
 from mochi_lora.model.adapter_file import load_adapter, read_provenance, save_adapter
 
-BASE = Path(__file__).parent / "golden" / "asymmdit_small.safetensors"
-
 
 @pytest.fixture
 def adapter(load_tiny, tmp_path: Path) -> Path:
@@ -130,12 +128,12 @@ def test_inspect_reads_genmos_alphas_and_a_dora(run, load_tiny) -> None:
     assert "DoRA's magnitudes act as well" in out
 
 
-def test_the_base_goes_to_diffusers_and_back(run) -> None:
-    status, out, _ = run("convert", "base", BASE, "transformer")
+def test_the_base_goes_to_diffusers_and_back(run, genmo_base: Path) -> None:
+    status, out, _ = run("convert", "base", genmo_base, "transformer")
     assert status == 0
     assert "checked: 59 tensors read back bit for bit" in out
     assert run("convert", "base", "transformer", "dit.safetensors", "--to", "genmo")[0] == 0
-    assert load_file("dit.safetensors").keys() == load_file(BASE).keys()
+    assert load_file("dit.safetensors").keys() == load_file(genmo_base).keys()
 
 
 def test_both_halves_of_the_vae_make_one_folder(run, tiny: Path) -> None:

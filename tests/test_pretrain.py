@@ -53,6 +53,7 @@ def shrink(patch):
     patch.setattr(vae_stage, "_EXAMINED", 1)
     patch.setattr(transformer_stage, "_BUDGET", replace(transformer_stage._BUDGET, steps=2, warmup=1))
     patch.setattr(transformer_stage, "_BATCH", 4)
+    patch.setattr(transformer_stage, "_RUNS", 2)
     patch.setattr(transformer_stage, "_SCENES", 4)
     patch.setattr(pretrain, "_EXAMINED", 2)
     patch.setattr(pretrain, "_STEPS", 2)

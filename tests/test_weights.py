@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from diffusers import MochiTransformer3DModel
+from golden_files import FOLDER, load_golden
 from inputs import relative, velocity
 from safetensors.torch import load_file, save_file
 
@@ -22,7 +23,6 @@ from mochi_lora.model.tiny import TRANSFORMER
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import LoadedTransformer, load_transformer, random_transformer
 
-GOLDEN = Path(__file__).parent / "golden"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 HEAD = "proj_out.weight"
@@ -202,11 +202,11 @@ def test_a_genmo_lora_given_as_a_base_is_refused_by_what_it_lacks() -> None:
     with pytest.raises(
         UserError, match=r"lora_small\.safetensors: tensor 'pos_frequencies' is missing.*a LoRA file given as a base"
     ):
-        load(GOLDEN / "lora_small.safetensors")
+        load(FOLDER / "lora_small.safetensors")
 
 
 def test_a_genmo_file_with_a_stranger_in_it_is_refused_by_name(tmp_path: Path) -> None:
-    tensors = load_file(GOLDEN / "asymmdit_small.safetensors")
+    tensors, _ = load_golden("asymmdit_small")
     save_file({**tensors, "blocks.0.attn.qkv_z.weight": torch.zeros(1)}, tmp_path / "dit.safetensors")
     with pytest.raises(UserError, match=r"blocks\.0\.attn\.qkv_z\.weight is not part of Genmo's transformer"):
         load(tmp_path / "dit.safetensors")
@@ -236,7 +236,7 @@ def test_bf16_on_a_cpu_stays_close_to_float32(load_tiny: Callable[..., VelocityM
     assert 1e-4 < relative(rounded, velocity(load_tiny("fp32"), lengths=(5, 0))) < 0.03
 
 
-def test_a_genmo_base_runs_as_it_comes() -> None:
-    loaded = load(GOLDEN / "asymmdit_small.safetensors", "bf16")
+def test_a_genmo_base_runs_as_it_comes(genmo_base: Path) -> None:
+    loaded = load(genmo_base, "bf16")
     assert set(loaded.rounded) == FLOAT32, "the golden file is float16 throughout"
     assert torch.isfinite(velocity(VelocityModel(loaded.transformer, Plan("cpu", "bf16", "auto", "full")))).all()
