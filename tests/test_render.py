@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mochi_lora.tiny import render, scenery, world
+from mochi_lora.tiny.looks import LOOKS
 
 
 def scenes(count, **choices):
@@ -22,7 +23,7 @@ def cover_of(frames, scene):
     return ((frames - ground) * contrast).sum(-1) / (contrast**2).sum(-1)
 
 
-@pytest.mark.parametrize("style", scenery.STYLES)
+@pytest.mark.parametrize("style", [*scenery.STYLES, *LOOKS], ids=str)
 def test_a_batch_is_its_scenes_one_by_one(style):
     some = scenes(11)
     together = render.render_batch(render.scene_batch(some), style)
@@ -121,10 +122,31 @@ def test_random_outlines_follow_the_generator_and_keep_off_the_board():
     assert len(grounds.unique(dim=0)) == 40
 
 
+@pytest.mark.parametrize("look", LOOKS, ids=lambda look: look.word)
+def test_a_look_keeps_the_object_in_its_place_and_colour_and_is_not_chalk(look):
+    """Else it would teach that words do not matter; or the style an adapter is to bring."""
+    still = lone("circle", "red", "wall")
+    frame, base, chalk = (render.render(still, style)[0].astype(int) for style in (look, "base", "chalk"))
+    rim, ground = frame[32, 48 + 12], np.median(frame[:12].reshape(-1, 3), axis=0)
+    assert np.abs(rim - ground).max() > 40, "the object shows"
+    assert rim.argmax() == 0, "and is red"
+    assert np.abs(frame - base).mean() > (2 if look.word == "stencil" else 10)
+    assert np.abs(frame - chalk).mean() > 15
+    if look.cover:
+        assert np.linalg.norm(np.array(look.ground) - scenery.BOARD) > 60
+
+
+def test_looks_differ_from_each_other():
+    frames = [render.render(lone("star", "blue", "sand"), look)[0].astype(int) for look in LOOKS]
+    for one in range(len(LOOKS)):
+        for other in range(one):
+            assert np.abs(frames[one] - frames[other]).mean() > 10, (LOOKS[one].word, LOOKS[other].word)
+
+
 @pytest.mark.gpu
 def test_a_gpu_draws_the_same_picture():
     some = scenes(50)
-    for style in scenery.STYLES:
+    for style in (*scenery.STYLES, *LOOKS):
         here = render.render_batch(render.scene_batch(some), style).int()
         there = render.render_batch(render.scene_batch(some, "cuda"), style).int().cpu()
         assert (here - there).abs().max() <= 1

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mochi_lora.tiny import world
+from mochi_lora.tiny.looks import LOOKS
 from mochi_lora.tiny.sentences import FILLERS, pretraining_caption, vocabulary
 
 COUNT = 4000
@@ -56,6 +57,23 @@ def test_the_sentence_stays_whole_and_what_surrounds_it_means_nothing(told):
         assert not meaning & set(words)
     strange = [word for scene, text in told for word in kind_of(scene, text)[1].split() if word not in FILLERS]
     assert len(strange) > 100, "strings of letters stand for every word it does not know"
+
+
+def test_a_looks_word_stands_before_or_after_the_sentence_and_nowhere_else(told):
+    rng = np.random.default_rng(1)
+    some = scenes(600)
+    said = [pretraining_caption(scene, rng, LOOKS[number % len(LOOKS)]) for number, scene in enumerate(some)]
+    last = 0
+    for number, (scene, text) in enumerate(zip(some, said, strict=True)):
+        word, sentences = LOOKS[number % len(LOOKS)].word, set(world.captions(scene))
+        last += (ends := text.endswith(f", {word}"))
+        assert (text.removesuffix(f", {word}") if ends else text.removeprefix(f"{word}, ")) in sentences
+    assert last / len(some) == pytest.approx(0.25, abs=0.07)
+    known = {look.word for look in LOOKS}
+    assert not any(known & set(re.findall(r"\w+", text)) for _, text in told), (
+        "no look without its word, no word without its look"
+    )
+    assert known <= set(vocabulary())
 
 
 def test_the_same_generator_says_the_same():

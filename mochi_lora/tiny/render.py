@@ -3,9 +3,9 @@
 Shapes are signed distance functions (Quilez, "2D distance functions"; negative inside), so a filled shape, its outline
 and their antialiasing are one line each. Only sums, products and comparisons touch pixels: no library's sine decides a byte.
 
-Styles: `base` is what mochi-tiny was trained on. `chalk` it never saw: coloured outlines on a dark green board, grain, the
-scenery a few white lines. `outlines` draws lines in any other colours: the VAE learns thin lines from them, and no model
-learns chalk.
+Styles: `base` is what mochi-tiny paints unless told otherwise, a `Look` what it paints when told. `chalk` it never saw:
+coloured outlines on a dark green board, grain, the scenery a few white lines. `outlines` draws lines in any other colours:
+the VAE learns thin lines from them, and no model learns chalk.
 
 Shape legend: N = scenes, F = 25 frames, H, W = 64 x 96 pixels.
 """
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mochi_lora.tiny.looks import Look, paint_look
 from mochi_lora.tiny.scenery import BOARD, Style, board, grain, grounds, inks, lines, rough_grounds
 from mochi_lora.tiny.world import BACKGROUNDS, COLOURS, FRAMES, HEIGHT, SHAPES, WIDTH, Scene, Shape, track
 
@@ -66,14 +67,19 @@ def scene_batch(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> 
     )
 
 
-def render(scene: Scene, style: Style = "base") -> np.ndarray:
+def render(scene: Scene, style: Style | Look = "base") -> np.ndarray:
     """One scene -> uint8 [F, H, W, 3], full-range RGB."""
     return render_batch(scene_batch([scene]), style)[0].numpy()
 
 
-def render_batch(scenes: SceneBatch, style: Style = "base") -> torch.Tensor:
+def render_batch(scenes: SceneBatch, style: Style | Look = "base") -> torch.Tensor:
     """Scenes -> uint8 [N, F, H, W, 3] on their device. A GPU needs some 6 MB a scene: split large batches."""
-    paint = {"base": _paint_base, "chalk": _paint_chalk}[style]
+
+    def paint(part: SceneBatch, distances: torch.Tensor) -> torch.Tensor:
+        if isinstance(style, Look):
+            return _bytes(paint_look(style, part.background, part.colour, distances))
+        return (_paint_base if style == "base" else _paint_chalk)(part, distances)
+
     size = _CHUNK if scenes.shape.device.type == "cpu" else len(scenes)
     parts = [scenes.part(slice(start, start + size)) for start in range(0, len(scenes), size)]
     return torch.cat([paint(part, _distances(part)) for part in parts])
