@@ -76,6 +76,12 @@ def board() -> torch.Tensor:
 
 
 @functools.cache
+def smears() -> torch.Tensor:
+    """Uneven ground of other looks than the board's, float32 [H, W], about +-1."""
+    return 3 * _smooth_noise(3, (5, 11))
+
+
+@functools.cache
 def grain() -> torch.Tensor:
     """How much of a chalk stroke each place of the board takes, float32 [H, W] in [0.65, 1]; it does not move."""
     return 1 - _GRAIN * (0.5 + 1.2 * _smooth_noise(2, (3, 3))).clamp(0, 1)
