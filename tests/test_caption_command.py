@@ -10,7 +10,7 @@ from itertools import product
 import pytest
 from footage import make_clip
 from tiny_captioner import write_captioner
-from tiny_commands import QUICKSTART, ROOT, make_image, make_sound
+from tiny_commands import ROOT, TINY_ROAD, make_image, make_sound
 
 from mochi_lora.cli import main
 from mochi_lora.commands import caption as room
@@ -50,7 +50,7 @@ def caption(tiny, table, model):
 
     def run(*words):
         settings = ("--model.base", str(tiny), "--prepare.folder", str(table.parent), "--caption.model", str(model))
-        return main(["caption", "--config", str(QUICKSTART), *settings, "--caption.batch", "2", *words])
+        return main(["caption", "--config", str(TINY_ROAD), *settings, "--caption.batch", "2", *words])
 
     return run
 
@@ -240,7 +240,7 @@ main(sys.argv[2:])
 
 @pytest.mark.slow
 def test_a_killed_run_loses_nothing_and_doubles_nothing(tiny, table, model, questions):
-    words = ["caption", "--config", str(QUICKSTART), "--model.base", str(tiny), "--prepare.folder", str(table.parent)]
+    words = ["caption", "--config", str(TINY_ROAD), "--model.base", str(tiny), "--prepare.folder", str(table.parent)]
     words += ["--caption.model", str(model), "--caption.batch", "1", "--caption.overwrite", "true"]
     paths = os.pathsep.join([str(ROOT), *sys.path])
     done = subprocess.run([sys.executable, "-c", KILLED, "2", *words], env={**os.environ, "PYTHONPATH": paths}, check=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from drawn_evaluation import Film, different_scenes, replaying, restyled, same, write_clips
-from tiny_commands import QUICKSTART, frames_of
+from tiny_commands import TINY_ROAD, frames_of
 
 from mochi_lora.cli import main
 from mochi_lora.inference.video import write_mp4
@@ -18,7 +18,7 @@ from mochi_lora.tiny.world import TRIGGER, captions
 pytestmark = pytest.mark.slow
 PROMPTS = 10
 WORDS = [
-    *("--config", str(QUICKSTART), "--evaluation.trigger", TRIGGER, "--evaluation.frames_per_clip", "6"),
+    *("--config", str(TINY_ROAD), "--evaluation.trigger", TRIGGER, "--evaluation.frames_per_clip", "6"),
     *("--evaluation.resamples", "1000", "--evaluation.alignment_margin", "0.05"),
     *("--evaluation.quality_margin", "0.02"),
     *("--backbones.subject", "builtin:efficientnet-lite0", "--backbones.background", "builtin:efficientnet-lite0"),

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from drawn_evaluation import restyled, write_clips
-from tiny_commands import QUICKSTART, settings
+from tiny_commands import TINY_ROAD, settings
 
 from mochi_lora.cli import main
 from mochi_lora.config.schema import AdapterConfig
@@ -78,7 +78,7 @@ def judge(tmp_path, references):
     def run(clips, *words, trigger=CHALK, data=references):
         where = [
             "--config",
-            str(QUICKSTART),
+            str(TINY_ROAD),
             "--from-videos",
             str(clips),
             "--data.clips",

@@ -58,11 +58,11 @@ def test_chalk_is_read():
 
 
 @pytest.mark.slow
-def test_five_hundred_of_each_are_read():
-    assert min(rates(500, "base").values()) == 1.0
-    assert min(rates(500, "base", worn).values()) >= 0.97
-    assert min(rates(500, "chalk").values()) >= 0.97
-    found = rates(500, "chalk", worn)
+def test_two_hundred_of_each_are_read():
+    assert min(rates(200, "base").values()) == 1.0
+    assert min(rates(200, "base", worn).values()) >= 0.97
+    assert min(rates(200, "chalk").values()) >= 0.97
+    found = rates(200, "chalk", worn)
     assert min(found[word] for word in ("colour", "shape", "motion", "background")) >= 0.95
 
 

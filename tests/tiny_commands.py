@@ -15,14 +15,14 @@ from mochi_lora.inference.video import write_mp4
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples" / "big_buck_bunny"
-QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+TINY_ROAD = ROOT / "tests" / "tiny_road.yaml"
 BUCKET = "7x32x48"
 
 
 def settings(tiny: Path, clips: Path, cache: Path, buckets: str = BUCKET) -> list[str]:
-    """The words after the command: quickstart.yaml in its smallest shape."""
+    """The words after the command: tiny_road.yaml in its smallest shape."""
     return [
-        *("--config", str(QUICKSTART), "--model.base", str(tiny), "--data.clips", str(clips), "--data.cache", str(cache)),
+        *("--config", str(TINY_ROAD), "--model.base", str(tiny), "--data.clips", str(clips), "--data.cache", str(cache)),
         *("--data.buckets", f"[{buckets}]", "--data.upscale", "true", "--sample.prompts", "[a fox in the snow, a red ball]"),
         *("--sample.steps", "2", "--sample.frames", "7", "--sample.height", "32", "--sample.width", "48"),
     ]
@@ -35,7 +35,7 @@ def mixed(tiny: Path, cache: Path, mix: list[dict[str, Any]], buckets: str = BUC
 
 def config_of(words: list[str]) -> Config:
     """The configuration those words make."""
-    return load_config(QUICKSTART, words[2:])
+    return load_config(TINY_ROAD, words[2:])
 
 
 def report_of(cache: Path) -> dict[str, dict[str, Any]]:
