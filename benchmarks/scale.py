@@ -10,20 +10,18 @@ process in the same call. Weights and clips are random; nothing about quality is
 """
 
 import argparse
-import platform
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from train_step import GIB, RESULTS, append, attach, figures, say
+from train_step import GIB, RESULTS, about, append, attach, figures, say
 
 from mochi_lora.config.schema import TrainConfig
 from mochi_lora.data.samples import TextEmbedding
@@ -123,7 +121,6 @@ def line(
     arguments: argparse.Namespace, mode: str, bucket: Bucket, plan: Plan, found: Measured, alone: Measured | None, data: int
 ) -> dict[str, Any]:
     """What goes into the results, of the main process; `data` samples are worked on at a time."""
-    cuda = torch.cuda.is_available()
     against = {}
     if alone is not None:
         seconds = found.trial["step_seconds"]["median"]
@@ -133,21 +130,12 @@ def line(
             "static_share": found.static_gib / alone.static_gib if found.static_gib and alone.static_gib else None,
         }
     return {
-        "benchmark": "scale",
+        **about("scale", bucket, plan, arguments, 1 if alone is None else dist.get_world_size()),
         "mode": mode,
-        "gpu": torch.cuda.get_device_name() if cuda else "none (CPU)",
-        "world_size": 1 if alone is None else dist.get_world_size(),
-        "frames": bucket.frames,
-        "height": bucket.height,
-        "width": bucket.width,
-        "rank": arguments.rank,
-        "layers": arguments.layers,
-        "plan": asdict(plan),
         **found.trial,
         "pass_seconds": found.pass_seconds,
         "static_gib": found.static_gib,
         **against,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "diffusers", "peft")},
     }
 
 

@@ -14,6 +14,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import predict_scale
+
 from mochi_lora.commands.workloads import Base, training_work
 from mochi_lora.config.schema import Config
 from mochi_lora.engine.cards import cards
@@ -51,8 +53,9 @@ def filled(text: str) -> str:
 
 
 def table(name: str) -> str:
-    """Markdown of one table: measured steps, errors of the choices, or what is predicted for cards of many sizes."""
-    return {"train_step": _steps, "plan_errors": _errors, "predicted": _predicted}[name]()
+    """Markdown of one table: measured steps, errors of the choices, what is predicted for cards of many sizes, and for many."""
+    measured = {"train_step": _steps, "sample_step": _samples, "plan_errors": _errors}
+    return (measured | {"predicted": _predicted, "predicted_scale": _predicted_scale})[name]()
 
 
 def _lines(benchmark: str) -> list[dict[str, Any]]:
@@ -92,6 +95,16 @@ def _step_row(line: dict[str, Any]) -> list[str]:
     ]
 
 
+def _samples() -> str:
+    """Of single steps; whole videos have lines of another form."""
+    lines = [line | {"trainer": line["sampler"]} for line in _lines("sample_step") if "tokens_per_second" in line]
+    newest = {(*_case(line), line["adapter"]): line for line in lines}
+    ordered = [line for _, line in sorted(newest.items(), key=lambda item: (item[0][0], str(item[0])))]
+    head = ("Sampler", "GPU", "Cap", "Clip", "Plan", "s / step", "predicted", "GiB allocated", "predicted", "reserved")
+    rows = [[*_step_row(line), line["adapter"]] for line in ordered]
+    return _markdown((*head, "Adapter"), rows) if rows else "Not measured yet.\n"
+
+
 def _errors() -> str:
     whole = [line for line in _lines("plan_errors") if not line.get("error")]
     newest = {(line["gpu"], line["gate"], str(Plan(**line["plan"]))): line for line in whole}
@@ -119,6 +132,11 @@ def _predicted() -> str:
             [card.name, str(frames), str(pick.plan), f"{pick.footprint.device:.1f}", f"{pick.footprint.host:.0f}", pace]
         )
     return _markdown(("GPU", "Frames", "Plan", "GiB", "GiB on the host", "s / step"), rows)
+
+
+def _predicted_scale() -> str:
+    """A paragraph on 8 and 16 GPUs, and the figures below it."""
+    return f"{predict_scale.paragraph()}\n{_markdown(predict_scale.HEAD, predict_scale.table_rows())}"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
@@ -68,9 +68,16 @@ def main() -> None:
 
         plan_errors.run(device, layers=min(arguments.layers, 3), heads=arguments.heads, output=arguments.errors_output)
         return
-    for _, group in groupby(cases(arguments, device), key=_model_of):
+    run_cases(Bench, cases(arguments, device), model_of, arguments, device)
+
+
+def run_cases(
+    make: type["Bench"], found: list[Any], key: Callable[[Any], object], arguments: argparse.Namespace, device: torch.device
+) -> None:
+    """A line for each; those next to each other of one `key` run on one bench, and two benches never stand side by side."""
+    for _, group in groupby(found, key=key):
         mine = list(group)
-        bench = Bench(arguments, mine[0], device)
+        bench = make(arguments, mine[0], device)
         for case in mine:
             append(arguments.output, bench.line(case))
         del bench
@@ -89,8 +96,8 @@ def cases(arguments: argparse.Namespace, device: torch.device) -> list[Case]:
         whole = replace(plans[0], precision="bf16" if device.type == "cuda" else "fp32", attention="auto", checkpointing="full")
         stock = replace(whole, block_swap=0, compile=False)
         found += [Case(STOCK, bucket, stock, arguments.memory_cap_gib) for bucket in buckets]
-    models = list(dict.fromkeys(_model_of(case) for case in found))
-    return sorted(found, key=lambda case: models.index(_model_of(case)))
+    models = list(dict.fromkeys(model_of(case) for case in found))
+    return sorted(found, key=lambda case: models.index(model_of(case)))
 
 
 class Bench:
@@ -98,9 +105,7 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace, case: Case, device: torch.device) -> None:
         self._arguments, self._device = arguments, device
-        if case.cap_gib and device.type == "cuda":
-            total = torch.cuda.get_device_properties(device).total_memory / GIB
-            torch.cuda.set_per_process_memory_fraction(case.cap_gib / total)
+        cap_memory(case.cap_gib, device)
         # Mochi-1's published dimensions are the class's defaults; --layers and --heads make it small enough to try.
         self._dimensions = {"num_layers": arguments.layers, "num_attention_heads": arguments.heads}
         start = time.perf_counter()
@@ -141,23 +146,9 @@ class Bench:
         return random_steps(self._model, self._parameters, case.bucket, settings, folder)
 
     def _common(self, case: Case) -> dict[str, Any]:
-        cuda = self._device.type == "cuda"
-        return {
-            "benchmark": "train_step",
-            "trainer": case.trainer,
-            "gpu": torch.cuda.get_device_name() if cuda else "none (CPU)",
-            "world_size": 1,
-            "frames": case.bucket.frames,
-            "height": case.bucket.height,
-            "width": case.bucket.width,
-            "rank": self._arguments.rank,
-            "layers": self._arguments.layers,
-            "plan": asdict(case.plan),
-            "memory_cap_gib": case.cap_gib,
-            "predicted": self._predicted(case) if cuda and case.trainer != STOCK else None,
-            "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in ("torch", "diffusers", "peft")},
-        }
+        predicted = self._predicted(case) if self._device.type == "cuda" and case.trainer != STOCK else None
+        told = {"trainer": case.trainer, "memory_cap_gib": case.cap_gib, "predicted": predicted}
+        return about("train_step", case.bucket, case.plan, self._arguments) | told
 
     def _predicted(self, case: Case) -> dict[str, float]:
         count = sum(parameter.numel() for parameter in self._parameters.values())
@@ -165,6 +156,29 @@ class Bench:
         told = forecast(case.plan, work, card_of(self._device))
         step = dict(told.footprint.moments)["training"]
         return {"step_seconds": told.seconds, "allocated_gib": step, "pinned_gib": told.footprint.pinned}
+
+
+def cap_memory(gib: float | None, device: torch.device) -> None:
+    """For all of this process that comes after."""
+    if gib and device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory / GIB
+        torch.cuda.set_per_process_memory_fraction(gib / total)
+
+
+def about(benchmark: str, bucket: Bucket, plan: Plan, arguments: argparse.Namespace, world: int = 1) -> dict[str, Any]:
+    """The fields that every line of a step has: what ran, and on what."""
+    return {
+        "benchmark": benchmark,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none (CPU)",
+        "world_size": world,
+        "frames": bucket.frames,
+        "height": bucket.height,
+        "width": bucket.width,
+        "rank": arguments.rank,
+        "layers": arguments.layers,
+        "plan": asdict(plan),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "diffusers", "peft")},
+    }
 
 
 def figures(trial: Trial) -> dict[str, Any]:
@@ -283,7 +297,7 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def _model_of(case: Case) -> tuple[object, ...]:
+def model_of(case: Case) -> tuple[object, ...]:
     """Cases that can share a transformer. Swapped weights are placed for good, so such a plan has one of its own."""
     return case.trainer, case.plan.precision, case.plan if case.plan.block_swap else None, case.cap_gib
 
@@ -317,7 +331,15 @@ def _plan_of(words: dict[str, Any], device: torch.device) -> Plan:
 
 def parsed() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, RESULTS / "train_step.jsonl")
+    parser.add_argument("--errors", action="store_true", help="instead: every choice against eager bf16 on a few blocks")
+    parser.add_argument("--errors-output", type=Path, default=RESULTS / "plan_errors.jsonl")
+    return parser.parse_args()
+
+
+def argument_parser(description: str | None, output: Path) -> argparse.ArgumentParser:
+    """What every benchmark of a step is asked."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, nargs="+", default=[37])
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--width", type=int, default=848)
@@ -330,12 +352,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--memory-cap-gib", type=float, help="torch.cuda.set_per_process_memory_fraction for the whole run")
     parser.add_argument("--profile", action="store_true", help="then five more steps: GPU idle share, host waits, top kernels")
     parser.add_argument("--profile-folder", type=Path, default=Path("profiles"), help="where the tables of kernels go")
-    parser.add_argument("--errors", action="store_true", help="instead: every choice against eager bf16 on a few blocks")
-    parser.add_argument("--errors-output", type=Path, default=RESULTS / "plan_errors.jsonl")
     parser.add_argument("--layers", type=int, default=48, help="fewer to try it out")
     parser.add_argument("--heads", type=int, default=24, help="fewer to try it out")
-    parser.add_argument("--output", type=Path, default=RESULTS / "train_step.jsonl")
-    return parser.parse_args()
+    parser.add_argument("--output", type=Path, default=output)
+    return parser
 
 
 if __name__ == "__main__":

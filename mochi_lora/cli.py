@@ -222,7 +222,8 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
     parser.add_argument("--gpu", metavar="NAME", help="another GPU than this machine's, for instance 'RTX 4090'")
     parser.add_argument("--memory", metavar="SIZE", help="a GPU with this memory, for instance 24GiB")
-    parser.add_argument("--price", type=_finite, metavar="USD", help="dollars per hour, instead of the table's")
+    parser.add_argument("--gpus", type=_positive, metavar="N", help="so many of them, shared as engine.parallel says")
+    parser.add_argument("--price", type=_finite, metavar="USD", help="dollars per hour and GPU, instead of the table's")
     parser.add_argument("--measure", action="store_true", help="also run a few steps on random data, here")
     parser.set_defaults(run=_plan)
 
@@ -327,7 +328,7 @@ def _sheet(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     config = _loaded(arguments)
-    request = PlanRequest(arguments.gpu, arguments.memory, arguments.price, measure=arguments.measure)
+    request = PlanRequest(arguments.gpu, arguments.memory, arguments.price, measure=arguments.measure, gpus=arguments.gpus)
     from mochi_lora.commands import plan
 
     plan.run(config, request)

@@ -6,6 +6,7 @@ Sources: genmoai/mochi @0c86aeb (`dit/joint_model`, `vae/models.py`, `t2v_synth_
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 FRAMES_PER_SECOND = 30
 TIME_COMPRESSION = 6  # latent frames = (frames - 1) / 6 + 1: the VAE is causal, the first frame stands alone
@@ -65,7 +66,7 @@ class Bucket:
         frames = (self.frames - 1) // TIME_COMPRESSION + 1
         return (LATENT_CHANNELS, frames, self.height // SPACE_COMPRESSION, self.width // SPACE_COMPRESSION)
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Visual tokens the transformer sees for one clip of this shape."""
         _, frames, height, width = self.latent_shape

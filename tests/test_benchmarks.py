@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import fit_plan  # noqa: E402
+import tables  # noqa: E402
 import train_step  # noqa: E402
 
 
@@ -32,6 +33,26 @@ def test_a_table_that_was_edited_by_hand_is_noticed(tmp_path):
     run = subprocess.run([sys.executable, "benchmarks/tables.py", "--check", page], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 1
     assert "out of date" in run.stdout
+
+
+def test_sampling_steps_are_tabled_when_there_are_any_the_newest_of_each_case(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    assert tables.table("sample_step") == "Not measured yet.\n"
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    line = {"sampler": "mochi-lora", "adapter": "attached", "gpu": "H200", "frames": 37, "height": 480, "width": 848,
+            "steps": 5, "memory_cap_gib": None,
+            "peak_gib": 21.0, "allocated_gib": 20.0, "tokens_per_second": 4e4, "predicted": None,
+            "plan": asdict(Plan("cuda", "bf16", "flash4", "none", compile=True))}  # fmt: skip
+    seconds = [{"step_seconds": dict.fromkeys(("min", "median", "max"), found)} for found in (0.9, 0.6)]
+    whole = {"sampler": "mochi-lora, text to mp4", "part_seconds": {}}
+    lines = [line | seconds[0], line | seconds[1], line | seconds[0] | {"adapter": "none"}, whole]
+    results = tmp_path / "benchmarks" / "results" / "sample_step.jsonl"
+    results.write_text("".join(json.dumps(item) + "\n" for item in lines))
+    _, _, first, second = tables.table("sample_step").splitlines()
+    assert "| 0.60 (" in first
+    assert first.endswith("| attached |")
+    assert "| 0.90 (" in second
+    assert second.endswith("| none |")
 
 
 def test_constants_fitted_on_half_of_the_cells_predict_the_others():
@@ -122,3 +143,36 @@ def test_the_step_benchmark_runs_both_trainers_on_a_small_model(tmp_path):
     assert [line["trainer"] for line in lines] == ["mochi-lora", "mochi-lora", "diffusers"]
     assert [line["plan"]["block_swap"] for line in lines] == [0, 1, 0]
     assert all(line["finite"] and line["step_seconds"]["median"] > 0 for line in lines)
+
+
+@pytest.mark.slow
+def test_the_sampling_benchmark_makes_the_same_step_in_every_form(tmp_path):
+    """One pass or two, adapter beside the weights or in them, swapped or not, by diffusers: B is zero, so all agree."""
+    output = tmp_path / "lines.jsonl"
+    command = [sys.executable, "benchmarks/sample_step.py", "--frames", "7", "--height", "32", "--width", "48", "--layers", "2"]
+    command += ["--heads", "2", "--steps", "1", "--warmup", "1", "--stock", "--adapter", "attached", "fused", "none"]
+    command += ["--plan", "precision=fp32,checkpointing=none", "--plan", "precision=fp32,block_swap=1"]
+    run = subprocess.run([*command, "--output", str(output)], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    forms = [(line["sampler"], line["plan"]["block_swap"], line["adapter"], line["plan"]["guidance_passes"]) for line in lines]
+    ours = [("mochi-lora", swap, adapter, passes) for swap in (0, 1) for adapter in ("attached", "fused", "none")
+            for passes in ("two", "one")]  # fmt: skip
+    assert sorted(forms) == sorted([*ours, ("diffusers", 0, "attached", "one")])
+    *sizes, stock = (line["latents_mean_square"] for line in sorted(lines, key=lambda line: line["sampler"] == "diffusers"))
+    assert max(sizes) - min(sizes) < 3e-6 * max(sizes)
+    assert stock == pytest.approx(sizes[0], rel=5e-5)  # it computes positions and the noise level otherwise
+    assert all(line["finite"] and line["step_seconds"]["min"] > 0 for line in lines)
+
+
+@pytest.mark.slow
+def test_the_sampling_benchmark_makes_a_whole_video_of_a_small_model(tmp_path):
+    output = tmp_path / "lines.jsonl"
+    command = [sys.executable, "benchmarks/sample_step.py", "--frames", "7", "--height", "32", "--width", "48", "--layers", "2"]
+    command += ["--heads", "2", "--steps", "2", "--whole", "--channels", "32", "--output", str(output)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    (line,) = map(json.loads, output.read_text().splitlines())
+    assert "error" not in line
+    assert line["part_seconds"].keys() == {"denoising", "decoding", "writing"}
+    assert line["finite"]

@@ -140,3 +140,34 @@ def test_on_a_cpu_everything_is_kept_and_exact_unless_asked_for():
     assert resolve_plan(EngineConfig(device="cpu"), small).plan == Plan("cpu", "fp32", "auto", "none")
     asked = EngineConfig(device="cpu", precision="nf4", checkpointing="offload", block_swap=2, compile=True)
     assert resolve_plan(asked, small).plan == Plan("cpu", "nf4", "auto", "offload", 2, compile=True)
+
+
+def filming(frames: int, **changes):
+    bucket = Bucket(frames, 480, 848)
+    films = Films(bucket, 64, **{"guided": True, "decoding_gib": 8.0} | changes)
+    return replace(WORK, bucket=bucket, batch=1, adapter=None, films=films)
+
+
+def test_both_prompts_go_in_one_batch_where_that_saves_time_and_fits():
+    """Nothing is saved on long clips whose weights stay; fetched in each pass they come once instead of twice."""
+    assert pick(139.0, filming(163)).pick.plan.guidance_passes == "two"
+    assert pick(139.0, filming(37)).pick.plan.guidance_passes == "two"
+    assert pick(139.0, filming(37), block_swap=48).pick.plan.guidance_passes == "one"
+    small = {"precision": "fp8"}
+    assert pick(139.0, filming(1), **small).pick.plan.guidance_passes == "one"
+    assert pick(139.0, filming(1, guided=False), **small).pick.plan.guidance_passes == "two"
+    assert pick(139.0, filming(1), plan="smallest", **small).pick.plan.guidance_passes == "two"
+    assert pick(139.0, replace(WORK, films=filming(1).films), **small).pick.plan.guidance_passes == "two", "training decides"
+    tight = {"block_swap": 48, "cpu_offload": True}
+    assert pick(2.5, filming(37, decoding_gib=0.5), **tight).pick.plan.guidance_passes == "two"
+    assert pick(4.0, filming(37, decoding_gib=0.5), **tight).pick.plan.guidance_passes == "one"
+
+
+def test_passes_set_by_hand_are_kept_and_their_memory_is_counted():
+    one, two = (pick(139.0, filming(163), guidance_passes=passes).pick for passes in ("one", "two"))
+    assert (one.plan.guidance_passes, two.plan.guidance_passes) == ("one", "two")
+    moments = [dict(item.footprint.moments)["denoising videos"] for item in (one, two)]
+    assert moments[0] - moments[1] == pytest.approx(3.1, abs=0.3)
+    assert "guidance_passes one" in str(one.plan)
+    assert resolve_plan(EngineConfig(device="cpu", guidance_passes="one"), filming(1)).plan.guidance_passes == "one"
+    assert resolve_plan(EngineConfig(device="cpu"), filming(1)).plan.guidance_passes == "two"

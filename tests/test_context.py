@@ -7,12 +7,14 @@ import pytest
 import torch
 from engine_blocks import adapt
 from gang import Ranks, together
-from inputs import SHAPE, captions, normal
+from inputs import SHAPE, caption, captions, normal
 
+from mochi_lora.config.schema import SampleConfig
 from mochi_lora.engine import compiled as compiled_blocks
 from mochi_lora.engine.mesh import ALONE, reduce_gradients
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.shards import ShardedBlocks
+from mochi_lora.inference.generate import generate_latents
 from mochi_lora.model.flow import velocity_loss
 from mochi_lora.model.step_cache import StepCache
 from mochi_lora.model.tiny import TRANSFORMER
@@ -24,8 +26,8 @@ PLAIN = Plan("cpu", "fp32", "auto", "none")
 MODES = ("none", "mlp_recomputed", "attention_saved", "full", "offload", "attention_saved:2,none")
 
 
-def model_of(ranks: Ranks, plan: Plan, *, dropout: float = 0.0) -> VelocityModel:
-    transformer = random_transformer(TRANSFORMER | {"num_layers": 3}, device=torch.device("cpu"), precision=plan.precision)
+def model_of(ranks: Ranks, plan: Plan, *, dropout: float = 0.0, layers: int = 3) -> VelocityModel:
+    transformer = random_transformer(TRANSFORMER | {"num_layers": layers}, device=torch.device("cpu"), precision=plan.precision)
     adapt(transformer, dropout=dropout)
     placed = replace(plan, context=ranks.layout.context, shard=ranks.layout.shard)
     return VelocityModel(transformer, placed, ranks).train()
@@ -91,7 +93,7 @@ def sharded_bytes(ranks: Ranks, precision: str) -> tuple[float, list]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["bf16", "nf4", "int8"])
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "nf4", "int8"])
 def test_a_rank_holds_its_part_of_the_bytes_of_every_precision(precision: str) -> None:
     expected = one_step(ALONE, replace(PLAIN, precision=precision))
     for share, steps in together(2, sharded_bytes, precision, parallel="shard:2"):
@@ -116,7 +118,7 @@ def spared(ranks: Ranks) -> tuple[int, torch.Tensor]:
     with torch.no_grad():
         for call in range(7):
             level = torch.tensor([1 - 0.03 * call**2 / 7])
-            velocity = model(normal(1, *SHAPE), level, captions(5), cache)
+            velocity = model(normal(1, *SHAPE), level, captions(5), (cache,))
     return cache.reused, velocity
 
 
@@ -130,6 +132,21 @@ def test_ranks_of_one_video_agree_on_dropout_of_its_text_and_on_the_steps_they_s
     for found, velocity in together(2, spared, parallel="context:2"):
         assert found == reused
         assert off(velocity, expected) < 1e-5
+
+
+def guided(ranks: Ranks, passes: str, step_cache: float) -> torch.Tensor:
+    """Latents of a video whose first and last step are not guided."""
+    model = model_of(ranks, replace(PLAIN, guidance_passes=passes)).eval()
+    settings = SampleConfig(frames=7, height=64, width=96, steps=6, guidance=[1, 4, 4, 4, 4, 1], step_cache=step_cache)
+    return generate_latents(model, caption(5), caption(0), settings, 0, on_step=lambda *_: None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step_cache", [0.0, 0.2])
+def test_ranks_of_one_video_guide_in_one_batch_as_one_process_in_two_passes(step_cache: float) -> None:
+    expected = guided(ALONE, "two", step_cache)
+    for found in together(2, guided, "one", step_cache, parallel="context:2"):
+        assert off(found, expected) < 1e-5
 
 
 def compiled(ranks: Ranks) -> tuple:

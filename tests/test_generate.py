@@ -1,6 +1,7 @@
 """Latents from a prompt: a function of its arguments, with the condition it was given and nothing else."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -153,3 +154,48 @@ def test_a_step_cache_computes_the_first_and_the_last_call_of_each_condition(mod
     ran.clear()
     generate(model, steps=6, step_cache=1e6, guidance=[1.0, 4.0, 4.0, 4.0, 1.0, 1.0])
     assert ran == [5, 0, 0, 5], "the null prompt's last call is its third"
+
+
+def in_one_batch(model: VelocityModel) -> VelocityModel:
+    model.plan = replace(model.plan, guidance_passes="one")
+    return model
+
+
+@pytest.mark.parametrize("negative", [NULL, caption(11, seed=9), caption(5, seed=9)], ids=["null", "longer", "as long"])
+@pytest.mark.parametrize("changes", [{}, {"guidance": [4.0, 1.0, 0.5]}, {"steps": 6, "step_cache": 0.3}], ids=str)
+def test_one_batch_of_both_prompts_is_two_passes(
+    model: VelocityModel, load_tiny: Load, monkeypatch, negative: TextEmbedding, changes: dict
+) -> None:
+    ran = evaluations(model, monkeypatch)
+    apart = generate(model, negative=negative, **changes)
+    together = in_one_batch(load_tiny())
+    rows, ran_together = 0, evaluations(together, monkeypatch)
+    run = together._run_blocks
+
+    def counted(*arguments: object) -> torch.Tensor:
+        nonlocal rows
+        rows += len(arguments[3])
+        return run(*arguments)
+
+    monkeypatch.setattr(together, "_run_blocks", counted)
+    assert relative(generate(together, negative=negative, **changes), apart) < 1e-5
+    assert rows == len(ran), "each condition is computed as often"
+    assert len(ran_together) < len(ran)
+
+
+def test_prompts_in_one_batch_keep_caches_of_their_own(load_tiny: Load, monkeypatch) -> None:
+    """The null prompt's last call is its third: computed alone while the prompt's is spared."""
+    ran = evaluations(in_one_batch(model := load_tiny()), monkeypatch)
+    generate(model, steps=6, step_cache=1e6, guidance=[1.0, 4.0, 4.0, 4.0, 1.0, 1.0])
+    assert ran == [5, 0, 0, 5]
+    ran.clear()
+    generate(model, steps=6, step_cache=1e6)
+    assert ran == [5, 5], "both rows of the first and of the last step, the prompt's first"
+
+
+def test_a_guidance_of_one_stays_one_sample(load_tiny: Load, monkeypatch) -> None:
+    model = in_one_batch(load_tiny())
+    sizes, run = [], model._run_blocks
+    monkeypatch.setattr(model, "_run_blocks", lambda *given: sizes.append(given[3]) or run(*given))
+    generate(model, guidance=[1.0, 4.0, 1.0])
+    assert sizes == [(5,), (5, 0), (5,)]

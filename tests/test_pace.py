@@ -6,7 +6,7 @@ import pytest
 from test_footprint import CLIP, WORK, lines
 
 from mochi_lora.engine.cards import card_named, card_nearest, cards, price_of
-from mochi_lora.engine.pace import decoding_seconds, seconds_per_pass, seconds_per_step
+from mochi_lora.engine.pace import decoding_seconds, seconds_per_guided_step, seconds_per_pass, seconds_per_step
 from mochi_lora.engine.plan import Plan
 from mochi_lora.errors import UserError
 from mochi_lora.spec import Bucket
@@ -108,3 +108,11 @@ def test_a_longer_clip_takes_more_than_its_share():
     double = replace(WORK, bucket=Bucket(79, 480, 848))  # 14 latent frames instead of 7
     assert CLIP.tokens * 2 == double.bucket.tokens
     assert step(work=double) > 2.2 * step()
+
+
+def test_a_guided_step_is_two_passes_or_one_over_twice_the_tokens():
+    looking = replace(WORK, adapter=None)
+    two, one = (seconds_per_guided_step(replace(PLAN, guidance_passes=passes), looking, H200) for passes in ("two", "one"))
+    assert two == 2 * seconds_per_pass(PLAN, looking, H200)
+    assert one == seconds_per_pass(PLAN, replace(looking, batch=2), H200)
+    assert 0.99 * two < one < two

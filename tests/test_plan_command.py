@@ -101,6 +101,58 @@ def test_what_cannot_be_answered_is_refused_with_a_way_out(mochi, capsys):
     )
 
 
+@pytest.mark.usefixtures("no_weights")
+def test_several_gpus_get_a_plan_for_each_and_the_ways_to_share_them(mochi, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "180")
+    text = told(capsys, "--config", mochi, "--gpu", "H200", "--gpus", "8", "--price", "2")
+    assert "gpu      8 x H200, 139.2 GiB free" in text
+    assert "links    369 GB/s to GPUs of the same host (8 each): from datasheets, nobody measured them" in text
+    assert "shared   data:8, 8 samples per step" in text
+    assert "predicted for each GPU of data:8, attention cudnn" in text
+    plans, ways = text.split("ways to share 8 GPUs")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in ways.splitlines() if line.startswith("│")]
+    assert [row[:2] for row in rows] == [["this", "data:8"], ["", "data:4,context:2"], ["", "data:8,shard:8"]]
+    seconds, samples, hourly, dollars = zip(*([float(cell) for cell in row[7:]] for row in rows), strict=True)
+    assert samples == (8, 4, 8)
+    for row in zip(seconds, samples, hourly, dollars, strict=True):
+        assert row[2] == pytest.approx(row[1] * 3600 / row[0], rel=0.01)
+        assert row[3] == pytest.approx(8 * 2 * 1000 / row[2], rel=0.02)
+    assert seconds[1] < 0.6 * seconds[0]
+    peak, sent = ([float(row[place]) for row in rows] for place in (5, 6))
+    assert peak[0] > peak[2] > peak[1]
+    assert sent[1] > 10
+    assert sent[2] > 10
+    assert sent[0] == pytest.approx(0.13, abs=0.05)
+    (pick,) = [line.split("│")[-4:-1] for line in plans.splitlines() if "pick " in line]
+    assert float(pick[2]) == pytest.approx(8 * 2 * float(pick[1]), abs=1)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_named_layout_counts_its_gpus_and_is_refused_as_a_start_would(mochi, capsys):
+    words = ("--config", mochi, "--gpu", "RTX 4090")
+    text = told(capsys, *words, "--engine.parallel", "context:2", "--engine.plan", "smallest")
+    assert "2 x RTX 4090" in text
+    assert "predicted for each GPU of context:2" in text
+    tokens = "context:4 does not divide the 11130 visual tokens of 37x480x848; take one of 1, 2, 3, 6"
+    assert tokens in refused(capsys, *words, "--engine.parallel", "context:4")
+    assert "does not divide the model's 24 heads" in refused(capsys, *words, "--gpus", "5", "--engine.parallel", "context:5")
+    assert "expected data x context = 6" in refused(capsys, *words, "--gpus", "6", "--engine.parallel", "data:2,context:2")
+    assert "in one process: leave --gpu, --memory, --gpus" in refused(capsys, "--config", mochi, "--measure", "--gpus", "2")
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_where_nothing_fits_one_gpu_the_base_is_split_and_that_is_said(mochi, capsys):
+    words = ("--config", mochi, "--gpu", "RTX 4060 Ti", "--engine.precision", "bf16", "--engine.block_swap", "0")
+    assert "no plan fits this GPU" in refused(capsys, *words)
+    text = told(capsys, *words, "--gpus", "8")
+    assert "split    no plan fits one GPU whole, so the base is split over all of them: data:8,shard:8" in text
+    assert "parallel shard:8" in text.split("picked")[1]
+    (alone,) = [line for line in text.split("ways to share")[1].splitlines() if "│ data:8 " in line]
+    assert "nothing fits" in alone
+    words = (*words, "--gpus", "8", "--sample.step_cache", "0.1")
+    assert "step_cache: got 0.1 with engine.parallel data:8,shard:8" in refused(capsys, *words)
+
+
 def test_a_few_real_steps_are_measured_on_this_cpu(tiny, tmp_path, capsys):
     run = make_run(tmp_path / "start", tiny)
     text = told(capsys, "--config", run, "--measure")

@@ -133,6 +133,7 @@ def test_the_json_beside_a_video_says_all_that_made_it(sample, adapters, tiny, t
             "context": 1,
             "shard": 1,
             "cpu_offload": False,
+            "guidance_passes": "two",
         },
         "negative_prompt": "",
         "frames": 7,

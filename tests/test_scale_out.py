@@ -6,17 +6,20 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
 from synthetic import distance, make_run, records
 from warm_processes import Place, ended, start
 
-from mochi_lora.commands import run_plan
+from mochi_lora.cli import main
+from mochi_lora.commands import models, run_plan, train
 from mochi_lora.config.engine import EngineConfig, parallel_sizes
+from mochi_lora.config.load import load_config
 from mochi_lora.engine.choice import NoPlanFitsError, check_settings
 from mochi_lora.engine.footprint import GIB, predict_memory, weight_bytes
-from mochi_lora.engine.mesh import Layout, Ranks, check_layout, layout_of
+from mochi_lora.engine.mesh import Layout, Ranks, check_layout, layout_of, layouts_of, least_world
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.resolve import Resolved
 from mochi_lora.engine.workload import AdapterSize, ModelSize, Workload
@@ -227,3 +230,45 @@ def test_auto_splits_the_base_only_where_nothing_fits_and_a_named_layout_is_left
     for engine, layout in kept:
         with pytest.raises(UserError, match="no plan fits"):
             run_plan._resolved(engine, WORK, layout)
+
+
+def test_the_fewest_processes_of_a_setting_are_those_it_names():
+    assert [least_world(setting) for setting in ("auto", "context:2", "shard:4", "context:2,shard:4", "data:2,context:3")] == [
+        *(1, 2, 4, 4, 6)
+    ]
+    for setting in ("context:6,shard:4", "shard:3", "data:2,context:2,shard:2"):
+        assert layout_of(setting, least_world(setting)).world == least_world(setting)
+
+
+def test_ways_to_share_are_all_different_and_each_is_the_layout_of_its_name():
+    assert layouts_of(1) == [Layout(1)]
+    for world in (2, 6, 8):
+        every = layouts_of(world)
+        assert len(set(every)) == len(every)
+        assert [layout_of(str(layout), world) for layout in every] == every
+        assert [layout.context for layout in every if layout.shard == 1] == [
+            size for size in range(1, world + 1) if world % size == 0
+        ]
+
+
+def test_a_split_that_auto_came_to_is_checked_like_one_that_was_named(tiny, tmp_path, monkeypatch, capsys):
+    def split(*_given: object) -> run_plan.RunPlan:
+        return run_plan.RunPlan(Plan("cpu", "fp32", "auto", "none", shard=2), None, None)
+
+    monkeypatch.setattr(train, "plan_of_run", split)
+    path = make_run(tmp_path / "start", tiny, sample={"step_cache": 0.1})
+    assert main(["train", "--config", str(path)]) == 1
+    assert "step_cache: got 0.1 with engine.parallel shard:2" in " ".join(capsys.readouterr().err.split())
+
+
+def test_forecasts_know_how_many_processes_talk_and_how_many_of_them_on_this_host(tiny, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(run_plan, "_expected", lambda _config, _plan, work, *_: asked.append(work))
+    config = load_config(make_run(tmp_path / "start", tiny), [])
+    processes = SimpleNamespace(device=SimpleNamespace(type="cpu"))
+    run_plan.plan_of_run(config, None, tiny / "transformer", [Bucket(7, 32, 48)], processes, Layout(4))
+    resolve = models.resolve_plan
+    monkeypatch.setattr(models, "resolve_plan", lambda engine, work: asked.append(work) or resolve(engine, work))
+    models.sampling_plan(config)
+    assert [(work.world, work.processes) for work in asked] == [(4, 2), (1, 2)]

@@ -1,9 +1,11 @@
 """Reused steps: when they are, and what is put in their place."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
-from mochi_lora.model.step_cache import StepCache, expected_change
+from mochi_lora.model.step_cache import StepCache, after_blocks, expected_change
 
 ONES = torch.ones(1, 4, 2)
 CHANGE = 0.01
@@ -27,11 +29,11 @@ def ran(cache: StepCache, indicators: list[torch.Tensor]) -> list[int]:
     computed: list[int] = []
     for number, indicator in enumerate(indicators):
 
-        def run(number: int = number) -> torch.Tensor:
+        def run(_due: Sequence[int], number: int = number) -> torch.Tensor:
             computed.append(number)
             return ONES * number
 
-        cache.after_blocks(torch.zeros_like(ONES), indicator, run)
+        after_blocks([cache], torch.zeros_like(ONES), indicator, run)
     return computed
 
 
@@ -50,13 +52,31 @@ def test_the_last_call_is_computed_even_where_nothing_changed() -> None:
 
 def test_a_reused_step_adds_what_the_last_computed_one_added() -> None:
     cache = StepCache(10.0, calls=3)
-    first = cache.after_blocks(ONES, ONES, lambda: ONES * 5)
+    first = after_blocks([cache], ONES, ONES, lambda _due: ONES * 5)
     assert torch.equal(first, ONES * 5)
 
-    def never() -> torch.Tensor:
+    def never(_due: Sequence[int]) -> torch.Tensor:
         raise AssertionError
 
-    assert torch.equal(cache.after_blocks(ONES * 2, ONES, never), ONES * 6)
+    assert torch.equal(after_blocks([cache], ONES * 2, ONES, never), ONES * 6)
+
+
+def test_samples_of_a_batch_are_reused_and_computed_each_for_itself() -> None:
+    """The first is due by its own changes while the second never is; the second was also asked once more often."""
+    moving, still = StepCache(1.5 * expected_change(CHANGE), calls=10), StepCache(10.0, calls=10)
+    visual, seen = torch.cat([ONES, ONES * 2]), []
+    still.is_due(ONES)
+
+    def run(due: Sequence[int]) -> torch.Tensor:
+        seen.append(list(due))
+        return torch.cat([visual[row : row + 1] * 10 for row in due])
+
+    still.keep(ONES * 2, ONES * 20)
+    for number in range(4):
+        indicator = torch.cat([ONES * 1.01**number, ONES])
+        assert torch.equal(after_blocks([moving, still], visual, indicator, run), visual * 10)
+    assert seen == [[0], [0]]
+    assert (moving.reused, still.reused) == (2, 4)
 
 
 def test_the_change_is_relative_to_the_call_before_and_not_to_the_last_computed_one() -> None:

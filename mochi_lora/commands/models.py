@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from mochi_lora.commands.decoder import load_decoder
+from mochi_lora.commands.processes import processes_here
 from mochi_lora.commands.workloads import sampling_work
 from mochi_lora.config.schema import Config
 from mochi_lora.engine.mesh import ALONE, Ranks, layout_of
@@ -23,7 +24,8 @@ from mochi_lora.model.weights import LoadedTransformer, load_transformer, read_c
 def sampling_plan(config: Config, *, with_text: bool = False, ranks: Ranks = ALONE) -> Plan:
     """The engine's settings on this machine; reads no weight. `with_text`: T5 stays where it works."""
     layout_of(config.engine.parallel, ranks.layout.world)  # refused here by who cannot join a launch
-    return resolve_plan(config.engine, sampling_work(config, with_text=with_text)).plan
+    work = sampling_work(config, with_text=with_text, processes=processes_here())
+    return resolve_plan(config.engine, work).plan
 
 
 def load_planned(folder: Path, plan: Plan, device: torch.device) -> LoadedTransformer:

@@ -1,25 +1,40 @@
-"""`mochi-lora plan`: what each way of running the engine would take on this GPU, or on a named one, before a weight is read."""
+"""`mochi-lora plan`: what each way of running the engine would take on this GPU, or on named ones, before a weight is read.
+
+With several GPUs, memory and seconds are of each, and money is of all.
+"""
 
 import re
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from mochi_lora.commands.workloads import base_or_published, training_work
+from mochi_lora.commands.plan_layouts import Launch, print_layouts
+from mochi_lora.commands.workloads import base_or_published, film_work, training_work
+from mochi_lora.config.engine import EngineConfig
 from mochi_lora.config.requests import PlanRequest
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table
 from mochi_lora.data.index import index_path, read_index
 from mochi_lora.data.mix import parts_of
 from mochi_lora.engine.cards import Card, card_named, card_nearest, card_of, cards, price_of
-from mochi_lora.engine.choice import MODES, Choice, Forecast, candidates, choose, forecast, freed, room_of
-from mochi_lora.engine.mesh import layout_of
-from mochi_lora.engine.pace import decoding_seconds, seconds_per_pass, seconds_per_step
+from mochi_lora.engine.choice import (
+    MODES,
+    Choice,
+    Forecast,
+    candidates,
+    choose,
+    forecast,
+    freed,
+    room_of,
+    split_where_nothing_fits,
+)
+from mochi_lora.engine.mesh import layout_of, least_world
+from mochi_lora.engine.pace import decoding_seconds, mean_seconds, seconds_per_guided_step, seconds_per_pass
 from mochi_lora.engine.plan import Plan, resolve_device
 from mochi_lora.engine.resolve import resolve_plan
 from mochi_lora.engine.swap import home_of
@@ -32,35 +47,31 @@ from mochi_lora.model.weights import random_transformer, read_config
 from mochi_lora.spec import Bucket
 from mochi_lora.training.trial import Trial, random_steps, run_trial
 
-_HOST_GIB = 64.0  # of a machine that is only named
+_HOST_GIB = 64.0  # per GPU of a machine that is only named
+_GPUS_PER_HOST = 8  # there
 _MEASURED_STEPS, _WARMUP = 5, 2
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What the configuration asks for, and where its clips' shapes come from."""
-
-    config: Config
-    work: Workload
-    buckets: tuple[Bucket, ...]
 
 
 def run(config: Config, request: PlanRequest) -> None:
     """Print the table and the pick; with `request.measure` also run a few steps. Raises UserError."""
-    run_asked, known = _asked(config)
+    gpus = request.gpus or least_world(config.engine.parallel)
+    launch, known = _asked(config, gpus)
     named = request.gpu is not None or request.memory is not None
-    if request.measure and named:
-        raise UserError("--measure runs on this machine's GPU: leave --gpu and --memory out, or --measure")
+    if request.measure and (named or gpus > 1):
+        message = "--measure runs on this machine in one process: leave --gpu, --memory, --gpus and engine.parallel out"
+        raise UserError(f"{message}, or --measure")
     if not known:
         console.print(f"{config.model.base} is not here yet: Mochi-1's published dimensions are taken", markup=False)
     if not named and resolve_device(config.engine.device) == "cpu":
-        _on_this_cpu(run_asked, request)
+        _on_this_cpu(launch, request)
         return
-    choice = _choice_for(config, run_asked.work, request) if named else resolve_plan(config.engine, run_asked.work).choice
-    assert choice is not None, "a GPU has a choice"
-    _print_choice(run_asked, choice, _price(choice.card, request))
+    launch, choice = _settled(launch, request, elsewhere=named or gpus > torch.cuda.device_count())
+    price = _price(choice.card, request, gpus)
+    _print_choice(launch, choice, price)
+    if gpus > 1:
+        print_layouts(launch, choice, price)
     if request.measure:
-        _print_trial(measured(config, choice.pick.plan, run_asked.work.bucket), choice.pick, run_asked.work)
+        _print_trial(measured(config, choice.pick.plan, launch.work.bucket), choice.pick, launch.work)
 
 
 def measured(config: Config, plan: Plan, bucket: Bucket) -> Trial:
@@ -79,34 +90,58 @@ def measured(config: Config, plan: Plan, bucket: Bucket) -> Trial:
 
 def run_hours(asked: Config, work: Workload, buckets: Sequence[Bucket], plan: Plan, card: Card) -> tuple[float, float]:
     """(hours of the whole run, videos included; seconds of one video), predicted."""
-    by_shape = {bucket: seconds_per_step(plan, replace(work, bucket=bucket), card) for bucket in set(buckets)}
-    steps = asked.train.steps * sum(by_shape[bucket] for bucket in buckets) / len(buckets)
+    steps = asked.train.steps * mean_seconds(plan, work, buckets, card)
     films = work.films
     if films is None:
         return steps / 3600, 0.0
     video = _video_seconds(films, work, plan, card)
     times = 1 + -(-asked.train.steps // asked.train.sample_every)
-    return (steps + times * len(asked.sample.prompts) * len(asked.sample.seeds) * video) / 3600, video
+    videos = len(asked.sample.prompts) * len(asked.sample.seeds)
+    rounds = -(-videos // (work.world // work.context))  # data ranks share them out
+    return (steps + times * rounds * video) / 3600, video
 
 
 def _video_seconds(films: Films, work: Workload, plan: Plan, card: Card) -> float:
-    one = seconds_per_pass(plan, replace(work, bucket=films.bucket, batch=1), card)
-    return films.steps * (2 if films.guided else 1) * one + decoding_seconds(films.bucket, card)
+    one = seconds_per_guided_step if films.guided else seconds_per_pass
+    return films.steps * one(plan, replace(work, bucket=films.bucket, batch=1), card) + decoding_seconds(films.bucket, card)
 
 
-def _asked(config: Config) -> tuple[_Run, bool]:
-    """Shapes of the encoded clips; of the configuration where nothing is encoded yet."""
+def _asked(config: Config, gpus: int) -> tuple[Launch, bool]:
+    """Shapes of the encoded clips; of the configuration where nothing is encoded yet. Raises UserError where a start would."""
     base, known = base_or_published(config)
     if index_path(config.data).is_file():
-        buckets = tuple(Bucket.parse(entry.bucket) for entry in read_index(config.data).of("train"))
+        index = read_index(config.data)
+        buckets, others = (tuple(Bucket.parse(entry.bucket) for entry in index.of(side)) for side in ("train", "validation"))
     else:
-        buckets = tuple(sorted({bucket for part in parts_of(config.data) for bucket in part.shapes.buckets}))
-        buckets = (max(buckets, key=lambda bucket: bucket.tokens),)
-    return _Run(config, training_work(config, base, buckets), buckets), known
+        others = tuple(sorted({bucket for part in parts_of(config.data) for bucket in part.shapes.buckets}))
+        buckets = (max(others, key=lambda bucket: bucket.tokens),)
+    here = min(gpus, max(_GPUS_PER_HOST, torch.cuda.device_count()))
+    work = training_work(config, base, buckets, here, gpus)
+    filmed = {film_work(config).bucket} if work.films else set()
+    layout = layout_of(config.engine.parallel, gpus)
+    launch = Launch(config, work, buckets, frozenset({*buckets, *others, *filmed}), layout)
+    launch.check(layout)
+    return launch, known
 
 
-def _choice_for(config: Config, work: Workload, request: PlanRequest) -> Choice:
-    """On a GPU that is not here."""
+def _settled(launch: Launch, request: PlanRequest, *, elsewhere: bool) -> tuple[Launch, Choice]:
+    """As a start would settle it: the base is split over all GPUs where nothing fits one of them."""
+
+    def settle(engine: EngineConfig) -> Choice:
+        choice = _choice_for(engine, launch.work, request) if elsewhere else resolve_plan(engine, launch.work).choice
+        assert choice is not None, "a GPU has a choice"
+        return choice
+
+    choice = split_where_nothing_fits(launch.config.engine, launch.layout.world, settle)
+    if choice.pick.plan.shard == launch.layout.shard:
+        return launch, choice
+    launch = launch.shared(replace(launch.layout, shard=choice.pick.plan.shard))
+    console.print(f"split    no plan fits one GPU whole, so the base is split over all of them: {launch.layout}", markup=False)
+    return launch, choice
+
+
+def _choice_for(engine: EngineConfig, work: Workload, request: PlanRequest) -> Choice:
+    """On GPUs that are not here."""
     gib = _gib(request.memory) if request.memory else None
     if request.gpu:
         card = card_named(request.gpu)
@@ -116,12 +151,12 @@ def _choice_for(config: Config, work: Workload, request: PlanRequest) -> Choice:
         assert gib is not None, "one of the two was given"
         card = card_nearest(gib)
         console.print(f"times are those of an {card.name}: --gpu names another", markup=False)
-    room = room_of(gib or card.memory_gib, _HOST_GIB)
-    attention = config.engine.attention if config.engine.attention != "auto" else card.fastest_attention()
-    return choose(config.engine, work, card, room, attention)
+    room = room_of(gib or card.memory_gib, _HOST_GIB * work.processes)
+    attention = engine.attention if engine.attention != "auto" else card.fastest_attention()
+    return choose(engine, work, card, room, attention)
 
 
-def _on_this_cpu(asked: _Run, request: PlanRequest) -> None:
+def _on_this_cpu(asked: Launch, request: PlanRequest) -> None:
     if not request.measure:
         names = ", ".join(card.name for card in cards())
         raise UserError(f"there is no GPU here: name one with --gpu ({names}), or its memory with --memory 24GiB")
@@ -130,26 +165,40 @@ def _on_this_cpu(asked: _Run, request: PlanRequest) -> None:
     _print_trial(measured(asked.config, plan, asked.work.bucket), None, asked.work)
 
 
-def _print_choice(asked: _Run, choice: Choice, price: float | None) -> None:
+def _print_choice(asked: Launch, choice: Choice, price: float | None) -> None:
     card, pick, work = choice.card, choice.pick, asked.work
     origin = f"measured: {card.source}" if card.source else "an estimate from its datasheet: nobody measured this GPU"
+    several = f"{work.world} x " if work.world > 1 else ""
     console.print(
-        f"gpu      {card.name}, {choice.room.device:.1f} GiB free ({choice.room.usable:.1f} for a plan), "
+        f"gpu      {several}{card.name}, {choice.room.device:.1f} GiB free ({choice.room.usable:.1f} for a plan), "
         f"host {choice.room.host:.0f} GiB\n"
-        f"rates    {origin}\n"
+        f"rates    {origin}\n{_links(asked, card)}"
         f"run      {work.bucket} at most, batch {work.batch} x {work.micro_steps}, {asked.config.train.steps} steps",
         markup=False,
     )
     head = ["", "precision", "checkpointing", "swap", "peak GiB", "worst while", "pinned", "host", "s/step", "hours"]
     rows = [_row(item, asked, choice, price) for item in _shown(asked.config, work, choice)]
-    print_table(f"predicted, attention {pick.plan.attention}", [*head, *(["$ run"] if price else [])], rows)
+    each = f" for each GPU of {asked.layout}" if work.world > 1 else ""
+    print_table(f"predicted{each}, attention {pick.plan.attention}", [*head, *(["$ run"] if price else [])], rows)
     _, video = run_hours(asked.config, work, asked.buckets, pick.plan, card)
     if video and work.films:
-        cost = f", $ {price * video / 3600:.3f}" if price else ""
+        cost = f", $ {price * work.context * video / 3600:.3f}" if price else ""
         console.print(
-            f"video    {work.films.bucket}, {work.films.steps} steps: {_range(video, card, '.0f')} s{cost}", markup=False
+            f"video    {work.films.bucket}, {work.films.steps} steps: {card.told(video, '.0f')} s{cost}", markup=False
         )
     console.print(f"picked   {pick.plan}{'' if choice.fits else ' (set by hand; predicted not to fit)'}", markup=False)
+
+
+def _links(asked: Launch, card: Card) -> str:
+    """What the GPUs reach each other by, a line of its own."""
+    work = asked.work
+    if work.world == 1:
+        return ""
+    network = f", {card.network:.0f} to other hosts" if work.world > work.processes else ""
+    return (
+        f"links    {card.link:.0f} GB/s to GPUs of the same host ({work.processes} each){network}: from datasheets, nobody "
+        f"measured them\nshared   {asked.layout}, {asked.samples_per_step} samples per step\n"
+    )
 
 
 def _shown(config: Config, work: Workload, choice: Choice) -> list[Forecast]:
@@ -172,19 +221,14 @@ def _shown(config: Config, work: Workload, choice: Choice) -> list[Forecast]:
     return list(shown.values())
 
 
-def _row(item: Forecast, asked: _Run, choice: Choice, price: float | None) -> list[str]:
+def _row(item: Forecast, asked: Launch, choice: Choice, price: float | None) -> list[str]:
     plan, footprint, card = item.plan, item.footprint, choice.card
     fits = choice.room.holds(footprint, asked.work.processes)
     mark = "pick" if plan == choice.pick.plan else "" if fits else "too large"
     hours, _ = run_hours(asked.config, asked.work, asked.buckets, plan, card)
     row = [mark, plan.precision, plan.checkpointing, str(plan.block_swap), f"{footprint.device:.1f}", footprint.worst]
-    row += [f"{footprint.pinned:.1f}", f"{footprint.host:.1f}", _range(item.seconds, card), _range(hours, card, ".1f")]
-    return [*row, _range(hours * price, card)] if price else row
-
-
-def _range(value: float, card: Card, form: str = ".2f") -> str:
-    low, high = card.spread
-    return f"{value:{form}}" if low == high else f"{low * value:{form}} to {high * value:{form}}"
+    row += [f"{footprint.pinned:.1f}", f"{footprint.host:.1f}", card.told(item.seconds), card.told(hours, ".1f")]
+    return [*row, card.told(hours * price * asked.work.world)] if price else row
 
 
 def _print_trial(trial: Trial, expected: Forecast | None, work: Workload) -> None:
@@ -210,13 +254,14 @@ def _off(predicted: float | None, found: float) -> str:
     return f"{predicted / found - 1:+.1%}" if predicted else ""
 
 
-def _price(card: Card, request: PlanRequest) -> float | None:
-    """Dollars per hour: given, or from the table, which is told with its date."""
+def _price(card: Card, request: PlanRequest, gpus: int) -> float | None:
+    """Dollars per hour and GPU: given, or from the table, which is told with its date."""
     if request.price is not None:
         return request.price
     if (known := price_of(card)) is None:
         return None
-    console.print(f"price    $ {known[0]:.2f} per hour ({known[1]}); --price gives yours", markup=False)
+    of_each = " and GPU" if gpus > 1 else ""
+    console.print(f"price    $ {known[0]:.2f} per hour{of_each} ({known[1]}); --price gives yours", markup=False)
     return known[0]
 
 

@@ -67,6 +67,11 @@ def join_launch(config: Config) -> Ranks:
     return open_ranks(layout, LONG_WAIT_MINUTES)
 
 
+def processes_here() -> int:
+    """Processes of this launch on this host, as the launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def agreed(item: T) -> T:
     """The main process's `item`, on every process of the launch."""
     told = [item]

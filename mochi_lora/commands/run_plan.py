@@ -1,29 +1,28 @@
 """The plan of one training run: resolved at its first start, kept on resume; what is predicted of it, and told."""
 
-import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
-from mochi_lora.commands.processes import agreed
+from mochi_lora.commands.processes import agreed, processes_here
 from mochi_lora.commands.workloads import base_of, training_work
 from mochi_lora.config.engine import EngineConfig
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
 from mochi_lora.engine.cards import card_of
-from mochi_lora.engine.choice import Choice, NoPlanFitsError, forecast, next_smaller, room_here
+from mochi_lora.engine.choice import Choice, forecast, next_smaller, room_here, split_where_nothing_fits
 from mochi_lora.engine.mesh import Layout
-from mochi_lora.engine.pace import seconds_per_step
+from mochi_lora.engine.pace import mean_seconds
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.resolve import resolve_plan
 from mochi_lora.engine.workload import Workload
 from mochi_lora.spec import Bucket
 from mochi_lora.training.checkpoint import Checkpoint
 
-_VIDEOS_ONLY = ("cpu_offload",)  # of a plan: no step is another for it
+_VIDEOS_ONLY = ("cpu_offload", "guidance_passes")  # of a plan: no step is another for it
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,7 @@ class RunPlan:
         """For the head of a run."""
         if self.choice is None or self.seconds is None:
             return f"plan     {self.plan}"
-        pick, low, high = self.choice.pick, *self.choice.card.spread
-        pace = f"{self.seconds:.2f}" if low == high else f"{low * self.seconds:.2f} to {high * self.seconds:.2f}"
+        pick, pace = self.choice.pick, self.choice.card.told(self.seconds)
         return (
             f"plan     {self.plan}\n"
             f"expected {pick.footprint.device:.1f} GiB at most (while {pick.footprint.worst}), "
@@ -84,8 +82,7 @@ def plan_of_run(
 
     The main process's plan is every process's. Raises UserError as `resolve_plan`.
     """
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    work = training_work(config, base_of(folder), buckets, here)
+    work = training_work(config, base_of(folder), buckets, processes_here(), layout.world)
     stored = _stored(found)
     _tell_layout(found, layout)
     if stored is not None and _still_asked_for(config, found, processes.device.type, stored, layout):
@@ -103,14 +100,7 @@ def plan_of_run(
 
 
 def _resolved(engine: EngineConfig, work: Workload, layout: Layout) -> Plan:
-    """Where nothing fits one GPU and the layout is free, the base is split over all of them."""
-    try:
-        return resolve_plan(engine, work).plan
-    except NoPlanFitsError:
-        by_hand = engine.parallel != "auto" or engine.block_swap not in ("auto", 0) or engine.cpu_offload is True
-        if by_hand or layout.world == 1:
-            raise
-        return resolve_plan(engine.model_copy(update={"parallel": f"shard:{layout.world}"}), work).plan
+    return split_where_nothing_fits(engine, layout.world, lambda settings: resolve_plan(settings, work)).plan
 
 
 def _tell_layout(found: Checkpoint | None, layout: Layout) -> None:
@@ -137,5 +127,4 @@ def _expected(config: Config, plan: Plan, work: Workload, buckets: Sequence[Buck
     pick = forecast(plan, work, card)
     smaller = next_smaller(config.engine, work, card, pick)
     choice = Choice(pick, room, room.holds(pick.footprint, work.processes), smaller, card)
-    by_shape = {bucket: seconds_per_step(plan, replace(work, bucket=bucket), card) for bucket in set(buckets)}
-    return RunPlan(plan, choice, sum(by_shape[bucket] for bucket in buckets) / len(buckets))
+    return RunPlan(plan, choice, mean_seconds(plan, work, buckets, card))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +118,13 @@ def _train(
     layout: Layout,
 ) -> int:
     """Returns the signal that stopped it, 0 at the end."""
-    check_layout(layout, base_of(folder).size.heads, _shapes(config, sources), step_cache=config.sample.step_cache)
+    fits = partial(check_layout, heads=base_of(folder).size.heads, buckets=_shapes(config, sources))
+    fits(layout, step_cache=config.sample.step_cache)
     run_plan = plan_of_run(config, found, folder, sources.buckets, processes, layout)
     plan = run_plan.plan
-    ranks = open_ranks(replace(layout, shard=plan.shard), config.train.peer_timeout_minutes)
+    layout = replace(layout, shard=plan.shard)  # split, where nothing fits one GPU
+    fits(layout, step_cache=config.sample.step_cache)
+    ranks = open_ranks(layout, config.train.peer_timeout_minutes)
     with ExitStack() as context:
         context.enter_context(out_of_memory_named(run_plan.when_full()))
         stop = context.enter_context(StopFlag(config.train.peer_timeout_minutes))

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
@@ -32,8 +32,8 @@ class Base:
     stored: Precision | None  # quantised already, to this
 
 
-def training_work(config: Config, base: Base, buckets: Iterable[Bucket], processes: int = 1) -> Workload:
-    """A run of `train` over clips of these shapes."""
+def training_work(config: Config, base: Base, buckets: Iterable[Bucket], processes: int = 1, world: int = 1) -> Workload:
+    """A run of `train` over clips of these shapes, by `world` processes, of which each host has `processes`."""
     settings = config.train
     films = film_work(config) if settings.sample_every and config.sample.prompts else None
     adapter = AdapterSize(
@@ -50,16 +50,18 @@ def training_work(config: Config, base: Base, buckets: Iterable[Bucket], process
         stored=base.stored,
         processes=processes,
         context=parallel_sizes(config.engine.parallel).get("context", 1),
+        world=world,
     )
 
 
-def sampling_work(config: Config, *, with_text: bool = False) -> Workload:
-    """Making videos, with T5 on the device all the time or gone before."""
+def sampling_work(config: Config, *, with_text: bool = False, processes: int = 1) -> Workload:
+    """Making videos by `processes` on this host, with T5 on the device all the time or gone before."""
     films = film_work(config)
     beside = _TEXT_GIB[config.encode.text_precision] if with_text else 0.0
     base = base_here(config)
     context = parallel_sizes(config.engine.parallel).get("context", 1)
-    return Workload(base.size, films.bucket, 1, 1, None, films, stored=base.stored, beside_gib=beside, context=context)
+    one = Workload(base.size, films.bucket, 1, 1, None, films, stored=base.stored, beside_gib=beside)
+    return replace(one, processes=processes, context=context)
 
 
 def looking_work(config: Config, buckets: Iterable[Bucket]) -> Workload:

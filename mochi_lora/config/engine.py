@@ -84,6 +84,11 @@ class EngineConfig(Section):
         description="When making videos, keep on the GPU only the part that is working: auto (where memory asks for it), true "
         "or false.",
     )
+    guidance_passes: Literal["auto", "one", "two"] = Field(
+        "auto",
+        description="Prompt and negative prompt of a guided denoising step: one pass over a batch of both, two passes, or auto "
+        "(two; for sample and evaluate one where it fits and is predicted to be at least 3 % faster).",
+    )
     parallel: Annotated[str, AfterValidator(_legal_parallel)] = Field(
         "auto",
         description="How several processes share the work: auto (each its own samples), or sizes such as "

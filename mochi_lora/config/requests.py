@@ -117,6 +117,7 @@ class PlanRequest:
     memory: str | None = None  # as typed: 24GiB
     price: float | None = None  # dollars per hour
     measure: bool = False
+    gpus: int | None = None  # processes of the launch; else as few as engine.parallel can mean
 
 
 @dataclass(frozen=True)

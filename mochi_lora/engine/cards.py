@@ -21,12 +21,15 @@ _FP8_FROM = 8.9  # compute capability
 # A100 say 0.5 to 0.7).
 _ATTENTION_SHARE = (0.6, 0.5)
 _RANGE = (0.8, 1.5)  # of a time estimated from a datasheet
+# Of what NVLink or InfiniBand carries, what collectives reach: 370 of 450 GB/s, says NCCL's author (NVIDIA/nccl-tests#212).
+_LINK_SHARE = 0.82
+_ETHERNET = 1.25  # GB/s between hosts of cards whose network is not known: 10 Gbit/s
 Rates = tuple[tuple[int, float, float], ...]  # (tokens, TFLOP/s forward, backward), rising
 
 
 @dataclass(frozen=True)
 class Card:
-    """Achieved rates: TFLOP/s of products, GB/s of the memory and of the bus."""
+    """Achieved rates: TFLOP/s of products, GB/s of the memory, of the bus, and to other GPUs, each way."""
 
     name: str
     capability: float
@@ -34,6 +37,8 @@ class Card:
     products: dict[str, float]  # by precision of the factors: bf16, fp8
     bandwidth: float
     host: float
+    link: float  # of the same host
+    network: float  # of other hosts, this GPU's share
     attention: dict[Attention, Rates]
     source: str | None  # of its own measurements; None: an estimate from its datasheet
 
@@ -46,6 +51,11 @@ class Card:
     def spread(self) -> tuple[float, float]:
         """Factors around a predicted time; 1 and 1 where it was measured."""
         return (1.0, 1.0) if self.source else _RANGE
+
+    def told(self, predicted: float, form: str = ".2f") -> str:
+        """A predicted time, or what follows from one, for people: a range where nobody measured this card."""
+        low, high = self.spread
+        return f"{predicted:{form}}" if low == high else f"{low * predicted:{form}} to {high * predicted:{form}}"
 
     def fastest_attention(self) -> Attention:
         """The kernel that needs nothing installed and is the fastest at the shortest length known."""
@@ -131,6 +141,8 @@ def _card(row: dict[str, Any], reference: dict[str, Any]) -> Card:
         products={kind: rates[kind] for kind in ("bf16", "fp8") if kind in rates},
         bandwidth=rates["bandwidth"],
         host=peak["host"],
+        link=_LINK_SHARE * peak["link"] if "link" in peak else peak["host"],
+        network=_LINK_SHARE * peak.get("network", _ETHERNET),
         attention=attention,
         source=own["source"] if own else None,
     )
@@ -154,6 +166,8 @@ def _measured_here(device: torch.device, name: str) -> Card:
         products={"bf16": bf16, "fp8": 1.8 * bf16},
         bandwidth=bandwidth,
         host=host,
+        link=host,
+        network=_LINK_SHARE * _ETHERNET,
         attention={"flash": ((1, forward, backward),)},
         source=None,
     )

@@ -4,10 +4,11 @@ Deterministic: the same settings, card, workload and room give the same plan.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -15,7 +16,7 @@ from mochi_lora.config.engine import EngineConfig, Mode, checkpointing_runs, par
 from mochi_lora.engine.attention import Attention
 from mochi_lora.engine.cards import Card
 from mochi_lora.engine.footprint import GIB, Footprint, predict_memory
-from mochi_lora.engine.pace import seconds_per_pass, seconds_per_step
+from mochi_lora.engine.pace import seconds_per_guided_step, seconds_per_pass, seconds_per_step
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.precision import Precision
 from mochi_lora.engine.workload import Workload
@@ -28,7 +29,9 @@ _HOST_SHARE = 0.8  # of the free host memory
 _MUCH_SMALLER = 0.92  # of the memory: worth naming when memory was too short
 _SAME_MEMORY = 1.02
 _WORTH_ROUNDING = 0.95  # of the time: a base rounded to fp8, int8 or nf4 must be faster than the exact one by this much
+_WORTH_A_BATCH = 0.97  # of the time: less is noise, and two passes hold half as much
 _STEPS_OF_COUNTS = 12
+_T = TypeVar("_T")
 # From the least memory to the most; a mix has the leaner mode first, because the last blocks' backward comes at the peak.
 MODES: tuple[Mode, ...] = ("offload", "full", "attention_saved", "mlp_recomputed", "none")
 
@@ -98,7 +101,20 @@ def choose(engine: EngineConfig, work: Workload, card: Card, room: Room, attenti
         pick = min((item for item in open_to_us if item.footprint.device <= least * _SAME_MEMORY), key=_preference)
     else:
         pick = _exact_if_as_fast(open_to_us, min(open_to_us, key=_preference))
+        if engine.guidance_passes == "auto":
+            pick = _guided_in_one_pass_if_faster(pick, work, card, room)
     return Choice(pick, room, bool(fitting), next_smaller(engine, work, card, pick, found), card)
+
+
+def split_where_nothing_fits(engine: EngineConfig, world: int, settle: Callable[[EngineConfig], _T]) -> _T:
+    """`settle` with these settings; where nothing fits one GPU and the layout is free, with the base split over all of them."""
+    try:
+        return settle(engine)
+    except NoPlanFitsError:
+        by_hand = engine.parallel != "auto" or engine.block_swap not in ("auto", 0) or engine.cpu_offload is True
+        if by_hand or world == 1:
+            raise
+        return settle(engine.model_copy(update={"parallel": f"shard:{world}"}))
 
 
 def candidates(engine: EngineConfig, work: Workload, card: Card, attention: Attention) -> Iterator[Plan]:
@@ -111,8 +127,9 @@ def candidates(engine: EngineConfig, work: Workload, card: Card, attention: Atte
     turns = ((False, True) if work.films else (False,)) if engine.cpu_offload == "auto" else (engine.cpu_offload,)
     if shard > 1:  # what is sharded is not swapped, and does not leave the device
         swaps, turns = (0,), (False,)
+    passes = "two" if engine.guidance_passes == "auto" else engine.guidance_passes
     for precision, checkpointing, swap, turn in product(_precisions(engine, work, card), _mixes(engine, work), swaps, turns):
-        yield Plan("cuda", precision, attention, checkpointing, swap, compiled, context, shard, turn)
+        yield Plan("cuda", precision, attention, checkpointing, swap, compiled, context, shard, turn, passes)
 
 
 def room_here(device: torch.device) -> Room:
@@ -174,6 +191,19 @@ def _exact_if_as_fast(found: Sequence[Forecast], fastest: Forecast) -> Forecast:
     return best if best.seconds * _WORTH_ROUNDING <= fastest.seconds else fastest
 
 
+def _guided_in_one_pass_if_faster(pick: Forecast, work: Workload, card: Card, room: Room) -> Forecast:
+    """One pass reads, fetches or decodes the weights once where two do it twice: that shows in small videos, and under swap."""
+    films = work.films
+    if films is None or not films.guided or work.adapter is not None:  # in training the step decides, not the previews
+        return pick
+    video = replace(work, bucket=films.bucket)
+    both = forecast(replace(pick.plan, guidance_passes="one"), work, card)
+    if not room.holds(both.footprint, work.processes):
+        return pick
+    seconds = (seconds_per_guided_step(item.plan, video, card) for item in (both, pick))
+    return both if next(seconds) <= _WORTH_A_BATCH * next(seconds) else pick
+
+
 def _preference(item: Forecast) -> tuple[float, bool, float]:
     return item.seconds, item.plan.cpu_offload, item.footprint.device
 
@@ -198,7 +228,14 @@ def next_smaller(
 def freed(engine: EngineConfig) -> EngineConfig:
     """The same settings with all that trades memory for time on `auto`; the kernel and compilation stay."""
     return engine.model_copy(
-        update={"precision": "auto", "checkpointing": "auto", "block_swap": "auto", "cpu_offload": "auto", "plan": "auto"}
+        update={
+            "guidance_passes": "auto",
+            "precision": "auto",
+            "checkpointing": "auto",
+            "block_swap": "auto",
+            "cpu_offload": "auto",
+            "plan": "auto",
+        }
     )
 
 

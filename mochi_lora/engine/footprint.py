@@ -79,10 +79,7 @@ def predict_memory(plan: Plan, work: Workload, constants: Constants | None = Non
     """What `plan` takes over the whole run."""
     known = constants or fitted()
     swapped = plan.block_swap * _block_bytes(work.model, plan.precision) / GIB
-    weights = weight_bytes(work.model, plan.precision) / GIB
-    block = _block_bytes(work.model, plan.precision) / GIB
-    elsewhere = swapped + work.model.layers * block * (1 - 1 / plan.shard)
-    resident = weights - elsewhere + _SLOTS * (plan.block_swap > 0 or plan.shard > 1) * block
+    resident = resident_bytes(work.model, plan) / GIB
     trained = work.adapter.bytes / GIB if work.adapter else 0.0
     beside = work.beside_gib * (not plan.cpu_offload)
     standing = known.base_gib + resident + trained + beside
@@ -92,11 +89,21 @@ def predict_memory(plan: Plan, work: Workload, constants: Constants | None = Non
     moments.append(("validation", standing + forward * _unit(work.model) * _tokens(work) / GIB))
     host = _PROCESS_GIB + swapped + offloaded
     if work.films:
-        sample = work.films.bucket.tokens / work.context + work.text_tokens / 2
+        together = 2 if work.films.guided and plan.guidance_passes == "one" else 1
+        sample = together * (work.films.bucket.tokens / work.context + work.text_tokens / 2)
         moments.append(("denoising videos", standing + forward * _unit(work.model) * sample / GIB))
         moments.append(("decoding videos", standing - resident * plan.cpu_offload + work.films.decoding_gib))
         host += (resident + work.beside_gib) * plan.cpu_offload
     return Footprint(tuple(moments), swapped + offloaded, host)
+
+
+def resident_bytes(model: ModelSize, plan: Plan) -> float:
+    """Of the frozen base what is on the device at all times, with the places of blocks that come and go."""
+    block, comes = _block_bytes(model, plan.precision), plan.block_swap > 0 or plan.shard > 1
+    elsewhere = plan.block_swap * block
+    if plan.shard > 1:
+        elsewhere = sum(split_bytes(model, plan.precision)) * (1 - 1 / plan.shard)
+    return weight_bytes(model, plan.precision) - elsewhere + _SLOTS * comes * block
 
 
 @cache
@@ -104,6 +111,16 @@ def weight_bytes(model: ModelSize, precision: Precision) -> float:
     """The frozen base at `precision`, all of it."""
     blocks = model.layers * _block_bytes(model, precision) - _missing_in_the_last(model, precision)
     return blocks + compute_dtype(precision).itemsize * model.outside + 4 * model.float32
+
+
+@cache
+def split_bytes(model: ModelSize, precision: Precision) -> tuple[float, ...]:
+    """What shard ranks split of each block: all but the first one's visual modulation (`swap.stays`)."""
+    whole = _block_bytes(model, precision)
+    blocks = [whole] * model.layers
+    blocks[0] -= _stored(precision, "modulation") * 4 * model.width * (model.width + 1)
+    blocks[-1] -= _missing_in_the_last(model, precision)
+    return tuple(blocks)
 
 
 def kept_bytes(mode: Mode, work: Workload, *, compiled: bool, constants: Constants | None = None) -> float:

@@ -11,6 +11,7 @@ trained is whole on every rank, so a checkpoint of rank 0 is complete and any la
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from math import lcm
 
 import torch
 import torch.distributed as dist
@@ -60,6 +61,20 @@ def layout_of(setting: str, world: int) -> Layout:
         message = f"engine.parallel: got {setting}; expected shard to divide the {world} processes of this launch"
         raise UserError(f"{message}; take one of {_list(size for size in range(1, world + 1) if world % size == 0)}")
     return Layout(world, context, shard)
+
+
+def least_world(setting: str) -> int:
+    """The fewest processes that `engine.parallel` can mean; auto is one."""
+    sizes = parallel_sizes(setting)
+    together = sizes.get("data", 1) * sizes.get("context", 1)
+    return together if "data" in sizes else lcm(together, sizes.get("shard", 1))
+
+
+def layouts_of(world: int) -> list[Layout]:
+    """The ways to cut a launch that are worth comparing: all data, context of each size, the base over all, and both."""
+    contexts = [Layout(world, context=size) for size in range(2, world + 1) if world % size == 0]
+    split = [Layout(world, shard=world), Layout(world, context=world, shard=world)] if world > 1 else []
+    return [Layout(world), *contexts, *split]
 
 
 def check_layout(layout: Layout, heads: int, buckets: Iterable[Bucket], *, step_cache: float = 0.0) -> None:

@@ -4,12 +4,22 @@ Of the frozen base a step needs the forward pass, the input gradients (as many o
 checkpointing recomputes. Attention's backward is 2.5 times its forward (q k^T again, and four gradients' products).
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from mochi_lora.config.engine import Mode
 from mochi_lora.engine.cards import Card
 from mochi_lora.engine.footprint import Constants, fitted, kept_bytes, offloading_blocks, runs_of, weight_bytes
 from mochi_lora.engine.plan import Plan
+from mochi_lora.engine.traffic import (
+    exchange_seconds,
+    gather_seconds,
+    gathered_one_way,
+    pass_traffic,
+    reduce_seconds,
+    repeated,
+    velocity_seconds,
+)
 from mochi_lora.engine.workload import Workload
 from mochi_lora.spec import Bucket
 
@@ -34,25 +44,45 @@ class _Pass:
 
 
 def seconds_per_step(plan: Plan, work: Workload, card: Card, constants: Constants | None = None) -> float:
-    """One optimiser step of one process, all micro-steps. What crosses the bus is hidden as far as there is work to hide it."""
+    """One optimiser step of one process, all micro-steps.
+
+    What crosses the bus is hidden as far as there is work to hide it, and so are sharded weights on their way between GPUs;
+    nothing hides what else ranks send each other (`traffic`).
+    """
     assert work.adapter, "a step trains an adapter"
     known = constants or fitted()
     forward, backward = _forward(plan, work, card, known), _backward(plan, work, card, known)
     again = _recomputed(plan, work, card, known)
-    swap = _swap_seconds(plan, work, card)
+    exchange = exchange_seconds(plan, work, card)
+    swap = _fetch_seconds(plan, work, card, gathered_one_way(plan, work))
     kept = (
         offloading_blocks(plan, work) * kept_bytes("offload", work, compiled=plan.compile, constants=known) / (card.host * 1e9)
     )
-    out = max(forward.seconds, swap, kept) + _SEEN * (swap + kept)  # to the host and from it are two lanes
-    back = max(backward.seconds + again, swap + kept) + _SEEN * (swap + kept)
-    return work.micro_steps * (out + back) + known.fixed_seconds
+    there = forward.seconds + exchange + velocity_seconds(plan, work, card)
+    out = max(there, swap, kept) + _SEEN * (swap + kept)  # to the host and from it are two lanes
+    back = max(backward.seconds + again + (1 + repeated(plan, work)) * exchange, swap + kept) + _SEEN * (swap + kept)
+    return work.micro_steps * (out + back) + reduce_seconds(work, card) + known.fixed_seconds
+
+
+def mean_seconds(plan: Plan, work: Workload, buckets: Sequence[Bucket], card: Card) -> float:
+    """`seconds_per_step` over clips of these shapes, each as often as it is there."""
+    by_shape = {bucket: seconds_per_step(plan, replace(work, bucket=bucket), card) for bucket in set(buckets)}
+    return sum(by_shape[bucket] for bucket in buckets) / len(buckets)
 
 
 def seconds_per_pass(plan: Plan, work: Workload, card: Card, constants: Constants | None = None) -> float:
     """One pass without gradients over a batch of `work.bucket`."""
     known = constants or fitted()
-    swap = _swap_seconds(plan, work, card)
-    return max(_forward(plan, work, card, known).seconds, swap) + _SEEN * swap
+    swap = _fetch_seconds(plan, work, card, pass_traffic(plan, work).gathered)
+    there = _forward(plan, work, card, known).seconds
+    there += exchange_seconds(plan, work, card) + velocity_seconds(plan, work, card)
+    return max(there, swap) + _SEEN * swap
+
+
+def seconds_per_guided_step(plan: Plan, work: Workload, card: Card, constants: Constants | None = None) -> float:
+    """One denoising step of one video of `work.bucket` under both prompts, in the passes that `plan` says."""
+    together = 2 if plan.guidance_passes == "one" else 1
+    return 2 / together * seconds_per_pass(plan, replace(work, batch=together), card, constants)
 
 
 def decoding_seconds(bucket: Bucket, card: Card) -> float:
@@ -61,8 +91,10 @@ def decoding_seconds(bucket: Bucket, card: Card) -> float:
     return _DECODED_PIXEL * pixels / (card.products["bf16"] * 1e12)
 
 
-def _swap_seconds(plan: Plan, work: Workload, card: Card) -> float:
-    """All swapped blocks fetched once."""
+def _fetch_seconds(plan: Plan, work: Workload, card: Card, gathered: float) -> float:
+    """All swapped blocks fetched once from the host, or `gathered` bytes of blocks from the ranks that share them."""
+    if plan.shard > 1:
+        return gather_seconds(gathered, plan, work, card)
     return plan.block_swap / work.model.layers * weight_bytes(work.model, plan.precision) / (card.host * 1e9)
 
 

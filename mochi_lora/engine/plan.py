@@ -1,6 +1,7 @@
 """How the transformer is run: the engine settings, resolved (`engine.resolve`). Stored with every run and reused on resume."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -22,6 +23,7 @@ class Plan:
     context: int = 1  # ranks that share the tokens of one sample
     shard: int = 1  # ranks that hold one copy of the frozen base between them
     cpu_offload: bool = False  # transformer and VAE take turns on the device when videos are made
+    guidance_passes: Literal["one", "two"] = "two"  # of a guided denoising step; one: a batch of both prompts
 
     def __str__(self) -> str:
         """As the settings are written."""
@@ -31,6 +33,7 @@ class Plan:
         sizes = [f"{name}:{size}" for name, size in (("context", self.context), ("shard", self.shard)) if size > 1]
         words += [f"parallel {','.join(sizes)}"] if sizes else []
         words += ["cpu_offload true"] if self.cpu_offload else []
+        words += ["guidance_passes one"] if self.guidance_passes == "one" else []
         return ", ".join(words)
 
 

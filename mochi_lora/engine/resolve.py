@@ -54,4 +54,5 @@ def _on_cpu(engine: EngineConfig, precision: Precision, attention: Attention) ->
         context=sizes.get("context", 1),
         shard=sizes.get("shard", 1),
         cpu_offload=False if engine.cpu_offload == "auto" else engine.cpu_offload,
+        guidance_passes="two" if engine.guidance_passes == "auto" else engine.guidance_passes,
     )

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from mochi_lora.engine.swap import PLACES, BlockSwap, Weight, stays
-from mochi_lora.engine.transfer import Copied, laid_out, room_for
+from mochi_lora.engine.transfer import Copied, bytes_of, laid_out, room_for
 
 _PART_ALIGNMENT = 256  # bytes: collectives are slow on crooked addresses
 
@@ -31,7 +31,10 @@ class ShardedBlocks(BlockSwap):
         super().__init__(blocks, len(blocks), device)
 
     def _take(self, index: int, block: nn.Module) -> list[Weight]:
-        """Keep this rank's part of a block's bytes on the device and let the rest go."""
+        """Copy this rank's part of a block's bytes to the device and let all go.
+
+        Nothing else is looked at: of tensors that safetensors has mapped from a file, only that part is ever read.
+        """
         taken, sources, end = [], [], 0
         for name, tensor in chain(block.named_parameters(), block.named_buffers()):
             if stays(index, name):
@@ -43,11 +46,14 @@ class ShardedBlocks(BlockSwap):
             sources.append(tensor.data)
             end += room_for(tensor)
         each = -(-end // (self._group.size() * _PART_ALIGNMENT)) * _PART_ALIGNMENT
-        whole = torch.zeros(each * self._group.size(), dtype=torch.uint8, device=sources[0].device)
+        part, first = torch.zeros(each, dtype=torch.uint8, device=self._device), each * self._group.rank()
         for weight, source in zip(taken, sources, strict=True):
-            laid_out(whole, weight.key[0], weight.host).copy_(source)
+            start, memory = weight.key[0], bytes_of(source)
+            low, high = max(start, first), min(start + memory.numel(), first + each)
+            if low < high:
+                part[low - first : high - first].copy_(memory[low - start : high - start])
             weight.tensor.data = torch.empty(0, dtype=source.dtype, device=self._device)
-        self._parts.append(whole[each * self._group.rank() :][:each].to(self._device, copy=True))
+        self._parts.append(part)
         return taken
 
     def _place(self, number: int) -> None:

@@ -56,8 +56,13 @@ class Copied:
 
 def room_for(tensor: torch.Tensor) -> int:
     """Bytes that a tensor of this dtype, size and strides takes, up to where the next one may begin."""
+    return -(-bytes_of(tensor).numel() // _ALIGNMENT) * _ALIGNMENT
+
+
+def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The memory of a tensor [bytes], uint8, in its order there: a view that `laid_out` is the inverse of."""
     extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return -(-extent * tensor.itemsize // _ALIGNMENT) * _ALIGNMENT
+    return tensor.as_strided((extent,), (1,)).view(torch.uint8)
 
 
 def laid_out(memory: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:

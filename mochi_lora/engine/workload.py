@@ -5,6 +5,7 @@ Numbers only: predictions (`footprint`, `pace`) and the choice of a plan are mad
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from mochi_lora.engine.precision import Precision
@@ -27,6 +28,7 @@ class ModelSize:
     modulation: int  # per block but the last
     last_modulation: int
     outside: int  # of the blocks: embeddings, caption pooler, last projection
+    patch: int  # numbers of a latent video that one visual token stands for
     float32: int  # q/k norms and positions, float32 at every precision; not in the counts above
 
     @classmethod
@@ -57,6 +59,7 @@ class ModelSize:
             modulation=(width + 1) * 4 * (width + text),
             last_modulation=(width + 1) * (4 * width + text),
             outside=time + pooler + (embedding + 1) * text + ends,
+            patch=patch,
             float32=4 * head_size * known["num_layers"] + 3 * heads * head_size // 2,
         )
 
@@ -132,8 +135,9 @@ class Workload:
     beside_gib: float = 0.0  # other models on the device; where parts take turns, they are elsewhere while these work
     processes: int = 1  # on this host: each wants its pinned memory
     context: int = 1  # ranks that share the visual tokens
+    world: int = 1  # processes of the launch, on all hosts
 
-    @property
+    @cached_property  # asked for thousands of plans
     def tokens(self) -> int:
         """This process's visual tokens of one pass."""
         return self.batch * self.bucket.tokens // self.context

@@ -23,6 +23,14 @@ class Velocity(Protocol):
         ...
 
 
+class Velocities(Protocol):
+    """The model under the prompt and under the null prompt at once."""
+
+    def __call__(self, latents: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `Velocity` would give for each of the two, the prompt's first."""
+        ...
+
+
 class Cancelled(Exception):  # noqa: N818 - asked for, not an error
     """The caller's `cancelled` said so between two steps."""
 
@@ -52,14 +60,16 @@ def sample_latents(
     sigmas: Sequence[float],
     guidance: Sequence[float],
     *,
+    both: Velocities | None = None,
     on_step: Callable[[int, int], None] = _ignore_step,
     cancelled: Callable[[], bool] = _never,
 ) -> torch.Tensor:
     """Integrate `noise` [B, C, T, H, W] float32 along `sigmas` (N + 1, falling from 1 to 0) to normalised latents, float32.
 
     Step i adds (sigma_i - sigma_{i+1}) (u + s (c - u)), s = guidance[i]. Where s is 1 the null prompt cannot matter and
-    `unconditional` is not called. `on_step(done, N)` follows each step; `cancelled` is asked before each and ends the
-    sampling with `Cancelled`. Raises ValueError if `guidance` does not hold N scales.
+    `unconditional` is not called; elsewhere `both`, if given, is called instead of the two. `on_step(done, N)` follows each
+    step; `cancelled` is asked before each and ends the sampling with `Cancelled`. Raises ValueError if `guidance` does not hold
+    N scales.
     """
     assert noise.dtype == torch.float32, f"latents stay float32 through sampling, got {noise.dtype}"
     steps = len(sigmas) - 1
@@ -68,10 +78,11 @@ def sample_latents(
         if cancelled():
             raise Cancelled
         level = torch.full((noise.shape[0],), sigma, dtype=torch.float32, device=noise.device)
-        velocity = conditional(latents, level).float()
-        if scale != 1:
-            null = unconditional(latents, level).float()
-            velocity = null + scale * (velocity - null)
+        if scale == 1:
+            velocity = conditional(latents, level).float()
+        else:
+            told, null = both(latents, level) if both else (conditional(latents, level), unconditional(latents, level))
+            velocity = null.float() + scale * (told.float() - null.float())
         latents = latents + (sigma - next_sigma) * velocity
         on_step(done, steps)
     return latents

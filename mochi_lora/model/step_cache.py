@@ -5,7 +5,7 @@ changes; a polynomial, fitted by the paper's authors for each model, maps one to
 changes stays below a threshold, the blocks are not run. This is not exact; `sample.step_cache` is 0 unless somebody asks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -25,27 +25,12 @@ class StepCache:
         self._added: torch.Tensor | None = None
         self.reused = 0
 
-    def after_blocks(
-        self,
-        visual: torch.Tensor,
-        indicator: torch.Tensor,
-        run: Callable[[], torch.Tensor],
-        agreed: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """`visual` [B, V, width] as it is after the blocks: by `run`, or with what they added when they last ran.
+    def is_due(self, indicator: torch.Tensor, agreed: Callable[[torch.Tensor], torch.Tensor] | None = None) -> bool:
+        """Whether this call is to be computed. `indicator` is the first block's modulated input.
 
-        `indicator` is the first block's modulated input, of the same shape. Waits for the device once per call. `agreed`
-        averages a tensor over the ranks that have a part of the tokens each: all must decide alike.
+        Waits for the device. `agreed` averages a tensor over the ranks that have a part of the tokens each: all must decide
+        alike.
         """
-        if self._is_due(indicator, agreed):
-            after = run()
-            self._added = after - visual
-            return after
-        assert self._added is not None, "the first call is computed"
-        self.reused += 1
-        return visual + self._added
-
-    def _is_due(self, indicator: torch.Tensor, agreed: Callable[[torch.Tensor], torch.Tensor] | None) -> bool:
         before, self._indicator = self._indicator, indicator
         self._call += 1
         assert self._call <= self._calls, f"call {self._call} of {self._calls}"
@@ -59,6 +44,39 @@ class StepCache:
             return False
         self._expected = 0.0
         return True
+
+    def keep(self, visual: torch.Tensor, after: torch.Tensor) -> None:
+        """Remember what the blocks added."""
+        self._added = after - visual
+
+    def reuse(self, visual: torch.Tensor) -> torch.Tensor:
+        """`visual` with what they added when they last ran."""
+        assert self._added is not None, "the first call is computed"
+        self.reused += 1
+        return visual + self._added
+
+
+def after_blocks(
+    caches: Sequence[StepCache],
+    visual: torch.Tensor,
+    indicator: torch.Tensor,
+    run: Callable[[Sequence[int]], torch.Tensor],
+    agreed: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """`visual` [B, V, width] as it is after the blocks; each sample has a cache, which says whether it is computed.
+
+    `indicator` has the same shape; `run` takes the samples that are due and returns them in that order, in one batch.
+    """
+    assert len(caches) == visual.shape[0], f"{len(caches)} caches for {visual.shape[0]} samples"
+    due = [row for row, cache in enumerate(caches) if cache.is_due(indicator[row : row + 1], agreed)]
+    computed = dict(zip(due, run(due).split(1), strict=True)) if due else {}
+    rows = []
+    for row, cache in enumerate(caches):
+        before = visual[row : row + 1]
+        if row in computed:
+            cache.keep(before, computed[row])
+        rows.append(computed[row] if row in computed else cache.reuse(before))
+    return torch.cat(rows)
 
 
 def expected_change(change: float) -> float:

@@ -7,9 +7,8 @@ The forward pass is our own composition of `MochiTransformer3DModel`'s parts (sa
 on the host, and time must stay float32: stock rounds it to the latents' dtype (998 becomes 1000 in bf16).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Self
 
 import torch
@@ -24,7 +23,7 @@ from mochi_lora.engine.context import ContextRanks
 from mochi_lora.engine.mesh import ALONE, Ranks
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.precision import compute_dtype
-from mochi_lora.model.step_cache import StepCache
+from mochi_lora.model.step_cache import StepCache, after_blocks
 
 _TIME_SCALE = 1000.0
 
@@ -80,18 +79,18 @@ class VelocityModel(nn.Module):
         return self.transformer.proj_out.weight.device
 
     def forward(
-        self, latents: torch.Tensor, sigma: torch.Tensor, text: TextBatch, cache: StepCache | None = None
+        self, latents: torch.Tensor, sigma: torch.Tensor, text: TextBatch, caches: Sequence[StepCache] = ()
     ) -> torch.Tensor:
         """Velocity (clean - noise) of normalised `latents` [B, C, T, H, W] float32 at `sigma` [B] float32; float32.
 
-        With a `cache`, which is not exact, the blocks may be spared; sampling alone has one.
+        With `caches`, one a sample and not exact, the blocks may be spared; sampling alone has them.
         """
         assert latents.dtype == torch.float32, f"latents must be float32, got {latents.dtype}"
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=compute_dtype(self.plan.precision) == torch.bfloat16):
-            return self._velocity(latents, timestep_of(sigma), text, cache).float()
+            return self._velocity(latents, timestep_of(sigma), text, caches).float()
 
     def _velocity(
-        self, latents: torch.Tensor, timestep: torch.Tensor, text: TextBatch, cache: StepCache | None
+        self, latents: torch.Tensor, timestep: torch.Tensor, text: TextBatch, caches: Sequence[StepCache]
     ) -> torch.Tensor:
         model = self.transformer
         batch, _, frames, height, width = latents.shape
@@ -103,12 +102,18 @@ class VelocityModel(nn.Module):
             visual = visual[:, self._context.part(visual.shape[1])]
         rotary = self._rotary_tables(frames, height // patch, width // patch)
         stream = stream.to(visual.dtype)
-        run = partial(self._run_blocks, visual, stream, conditioning, text.lengths, rotary)
-        if cache is None:
-            visual = run()
+        if caches:
+            before = visual
+
+            def run(samples: Sequence[int]) -> torch.Tensor:
+                chosen = [torch.cat([given[row : row + 1] for row in samples]) for given in (before, stream, conditioning)]
+                lengths = tuple(text.lengths[row] for row in samples)
+                return self._run_blocks(chosen[0], chosen[1], chosen[2], lengths, rotary)
+
+            indicator = model.transformer_blocks[0].norm1(before, conditioning)[0]
+            visual = after_blocks(caches, before, indicator, run, self._context.mean if self._context else None)
         else:
-            indicator = model.transformer_blocks[0].norm1(visual, conditioning)[0]
-            visual = cache.after_blocks(visual, indicator, run, self._context.mean if self._context else None)
+            visual = self._run_blocks(visual, stream, conditioning, text.lengths, rotary)
         patches = model.proj_out(model.norm_out(visual, conditioning))
         if self._context is not None:
             patches = self._context.whole(patches)
