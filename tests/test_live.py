@@ -6,14 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 from adapter_files import write_adapter
+from inputs import relative
 
 from mochi_lora.config.requests import AdapterChoice
 from mochi_lora.config.schema import SampleConfig
 from mochi_lora.data.samples import TextEmbedding
 from mochi_lora.errors import UserError
 from mochi_lora.inference import live
+from mochi_lora.inference.generate import generate_latents
 from mochi_lora.inference.live import LiveSampler
 from mochi_lora.inference.sampler import Cancelled
+from mochi_lora.model import adapter as lora
+from mochi_lora.model.adapter_file import load_adapter, save_adapter
 from mochi_lora.model.tiny import TEXT_WIDTH
 from mochi_lora.model.vae import MochiVae
 
@@ -47,11 +51,24 @@ def fresh(load_tiny, tiny) -> LiveSampler:
     return LiveSampler(load_tiny(), MochiVae.load(tiny / "vae", device=CPU, precision="fp32"), device=CPU)
 
 
-def sample(sampler: LiveSampler, *choices: tuple, on_step=lambda _done, _steps: None, cancelled=lambda: False) -> torch.Tensor:
+def asked() -> tuple:
     draw = torch.Generator().manual_seed(0)
     text, null = TextEmbedding(torch.randn(5, TEXT_WIDTH, generator=draw)), TextEmbedding(torch.zeros(0, TEXT_WIDTH))
+    return text, null, SETTINGS, 0
+
+
+def sample(sampler: LiveSampler, *choices: tuple, on_step=lambda _done, _steps: None, cancelled=lambda: False) -> torch.Tensor:
     adapters = [AdapterChoice(path, strength) for path, strength in choices]
-    return sampler.latents(text, null, SETTINGS, 0, adapters, on_step=on_step, cancelled=cancelled)
+    return sampler.latents(*asked(), adapters, on_step=on_step, cancelled=cancelled)
+
+
+def sample_attached(model, *choices: tuple) -> torch.Tensor:
+    """By PEFT's own way: an adapter of its own for each file, with its alpha, and the strength as PEFT's scale."""
+    names = [f"file{number}" for number in range(len(choices))]
+    for name, (path, _) in zip(names, choices, strict=True):
+        lora.put(model.transformer, load_adapter(path, assume_alpha_is_rank=False), name)
+    with lora.strengths(model.transformer, names, [strength for _, strength in choices]):
+        return generate_latents(model, *asked(), on_step=lambda _done, _steps: None)
 
 
 def test_switching_gives_what_a_fresh_load_gives_bit_for_bit(sampler, load_tiny, tiny, written):
@@ -72,6 +89,68 @@ def test_switching_gives_what_a_fresh_load_gives_bit_for_bit(sampler, load_tiny,
     assert len({tuple(result.flatten()[:8].tolist()) for result in results[:-1]}) == len(wishes) - 1, (
         "each wish is another video"
     )
+
+
+def test_every_kind_of_adapter_acts_as_peft_says(sampler, load_tiny, tiny, tmp_path):
+    """Rank, targets, alpha, rsLoRA, DoRA; alone, mixed, weighed, after one another in one sampler."""
+    kinds = {
+        "style": {},
+        "same shape": {"alpha": 3},
+        "root": {"rslora": True, "alpha": 5},
+        "narrow": {"rank": 2, "alpha": 7, "targets": "visual_attention"},
+        "dora": {"dora": True, "alpha": 3},
+    }
+    files = {
+        name: write_adapter(tmp_path / f"{name}.safetensors", tiny, seed, **settings)
+        for seed, (name, settings) in enumerate(kinds.items())
+    }
+    wishes = [{name: 1.0} for name in kinds] + [{name: -0.3} for name in kinds]
+    wishes += [{"style": 1.0, "same shape": 0.5}, {"root": 0.7, "narrow": 1.0}, {"same shape": 0.2, "dora": 0.6, "style": 0.4}]
+    for wish in wishes:
+        choices = [(files[name], strength) for name, strength in wish.items()]
+        assert relative(sample(sampler, *choices), sample_attached(load_tiny(), *choices)) < 1e-5, wish
+    first = [(files["style"], 1.0)]
+    assert torch.equal(sample(sampler, *first), sample_attached(load_tiny(), *first)), "alpha / rank is a power of two"
+
+
+def test_ranks_and_alphas_of_single_modules_count(sampler, load_tiny, tiny, tmp_path):
+    path = write_adapter(tmp_path / "even.safetensors", tiny, 1)
+    adapter = load_adapter(path, assume_alpha_is_rank=False)
+    odd = "transformer_blocks.0.attn1.to_q"
+    config = {**adapter.config, "alpha_pattern": {odd: 20}, "rank_pattern": {odd: 2}}
+    cut = {f"{odd}.lora_A.weight": (slice(2),), f"{odd}.lora_B.weight": (slice(None), slice(2))}
+    tensors = {key: tensor[cut.get(key, ())].contiguous() for key, tensor in adapter.tensors.items()}
+    save_adapter(tmp_path / "odd.safetensors", lora.Adapter(tensors, config, "odd"), {"step": 1})
+    choices = [(tmp_path / "odd.safetensors", 1.0)]
+    found = sample(sampler, *choices)
+    assert relative(found, sample_attached(load_tiny(), *choices)) < 1e-5
+    assert relative(found, sample(sampler, (path, 1.0))) > 1e-3
+
+
+def test_what_is_held_stays_as_read_when_the_file_is_written_over(sampler, files):
+    """Files are read as mapped memory, which would change with the file."""
+    held = sampler.hold(files[:1])[0]
+    before = {key: tensor.clone() for key, tensor in held.adapter.tensors.items()}
+    with files[0].open("r+b") as file:
+        file.write(bytes(files[0].stat().st_size))
+    assert all(torch.equal(tensor, before[key]) for key, tensor in held.adapter.tensors.items())
+
+
+def test_files_of_one_shape_share_their_place_on_the_transformer(sampler, tiny, tmp_path):
+    files = [write_adapter(tmp_path / f"{seed}.safetensors", tiny, seed, alpha=seed + 1) for seed in range(4)]
+    transformer = sampler._model.transformer
+    sampler.hold(files)
+    assert len(transformer.peft_config) == 1
+    before = {name: (id(parameter), parameter.data_ptr()) for name, parameter in transformer.named_parameters()}
+    for path in files:
+        sample(sampler, (path, 0.5))
+    assert {name: (id(parameter), parameter.data_ptr()) for name, parameter in transformer.named_parameters()} == before
+    sample(sampler, *((path, 0.5) for path in files[:3]))
+    assert len(transformer.peft_config) == 3
+    sampler.let_go(files[1:3])
+    assert len(transformer.peft_config) == 2, "no more places than files held"
+    sampler.let_go([files[0], files[3]])
+    assert not getattr(transformer, "peft_config", {})
 
 
 def test_strength_zero_is_the_base_bit_for_bit(sampler, written):
@@ -108,7 +187,7 @@ def test_a_file_that_was_replaced_is_read_anew(sampler, files):
     expected = sample(sampler, (motion, 1.0))
     style.write_bytes(motion.read_bytes())
     assert torch.equal(sample(sampler, (style, 1.0)), expected)
-    assert len(sampler._model.transformer.peft_config) == 2, "the old factors are gone"
+    assert len(sampler._model.transformer.peft_config) == 1, "the old factors are gone"
 
 
 def test_the_same_file_twice_acts_twice(sampler, written):

@@ -1,9 +1,9 @@
 """Blocks compiled one by one by `torch.compile`: one function for all of them, so that 48 blocks cost a few compilations.
 
 What is compiled once for each: block (the last one differs), mode of checkpointing, with or without gradients, batch size,
-video size, choice of adapters, and the second strength of an adapter (as a variable, for all that follow). What never
-compiles again: another caption. Inductor keeps its kernels on disk for the next run, in `$TORCHINDUCTOR_CACHE_DIR` or torch's
-own default, a folder of this user below the system's temporary folder.
+video size, choice of adapters by PEFT's names, and the second strength that PEFT is told (as a variable, for all that follow;
+`LiveSampler` tells it none). What never compiles again: another caption. Inductor keeps its kernels on disk for the next run,
+in `$TORCHINDUCTOR_CACHE_DIR` or torch's own default, a folder of this user below the system's temporary folder.
 
 Dropout draws from inductor's own streams: seeded and repeatable, but other values than without compilation.
 """

@@ -1,13 +1,19 @@
-"""A live sampler: models loaded once for many videos, adapter files held on the transformer.
+"""A live sampler: models loaded once for many videos, adapter files held in memory.
 
-A file is read the first time it is asked for. From then on, switching it on or off and re-weighting it only sets PEFT's
-active names and scales: no file is read, no weight moves, and the result is that of a fresh load, bit for bit.
+A file is read the first time it is asked for, and its factors stay on the host: the device's memory is the plan's, and copying
+a few hundred megabytes there takes a fraction of a second. For a video they are copied into slots, PEFT adapters that every
+file of one shape (ranks, targets, kind) can go into. Alpha, rank and strength are multiplied into B, so that every slot has
+scale 1. Switching and re-weighting thus read no file, make no module and compile nothing again, and the result is that of a
+fresh load, bit for bit. Compiled blocks go by the names and shapes of the slots there are: a slot more compiles once.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +24,7 @@ from mochi_lora.data.samples import TextEmbedding
 from mochi_lora.errors import UserError
 from mochi_lora.files import sha256_of_file
 from mochi_lora.inference.generate import generate_latents, render
+from mochi_lora.interop.factors import scale_of
 from mochi_lora.model import adapter as lora
 from mochi_lora.model.adapter_file import load_adapter
 from mochi_lora.model.transformer import VelocityModel
@@ -25,15 +32,27 @@ from mochi_lora.model.vae import MochiVae
 
 _Key = tuple[Path, int]  # the same file may be asked for twice in one video: then it is there twice
 _Stamp = tuple[int, int, int]
+# Where a file comes from, not what it computes.
+_ORIGIN = ("peft_version", "base_model_name_or_path", "revision")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Held:
-    """An adapter file's factors on the transformer."""
+    """An adapter file's factors as they were read, on the CPU; every scale is folded into B."""
 
-    name: str  # there
+    adapter: lora.Adapter
+    shape: str
     sha256: str  # of the file when it was read
     stamp: _Stamp | None
+
+
+@dataclass
+class _Slot:
+    """A PEFT adapter on the transformer."""
+
+    name: str
+    shape: str
+    content: tuple[Held, float] | None = None  # whose factors it has, at which strength
 
 
 class LiveSampler:
@@ -55,10 +74,10 @@ class LiveSampler:
         self._offload = offload
         self._assume_alpha_is_rank = assume_alpha_is_rank
         self._held: dict[_Key, Held] = {}
-        self._count = 0
+        self._slots: list[_Slot] = []
 
     def hold(self, paths: Sequence[Path]) -> list[Held]:
-        """See that these files' factors are on the transformer, and return them in order.
+        """See that these files' factors are in memory and fit the transformer, and return them in order.
 
         A file that is held is not opened again, unless it has changed since: a run still training replaces its best adapter.
         One that is gone stays as it was read. Raises UserError for a file that cannot be used, and is then as before.
@@ -68,15 +87,15 @@ class LiveSampler:
             held, stamp = self._held.get(key), _stamp(key[0])
             if held is None or (stamp is not None and stamp != held.stamp):
                 self._held[key] = self._read(key[0], stamp)
-                if held is not None:
-                    self._delete([held.name])
+                self._tidy()
             found.append(self._held[key])
         return found
 
     def let_go(self, paths: Sequence[Path]) -> None:
-        """Take these files' factors off the transformer again."""
-        if names := [self._held.pop(key).name for key in _keys(paths)]:
-            self._delete(names)
+        """Forget these files' factors, and take off the slots that the files still held cannot fill."""
+        for key in _keys(paths):
+            del self._held[key]
+        self._tidy()
 
     def latents(
         self,
@@ -94,8 +113,8 @@ class LiveSampler:
         Raises UserError for an adapter that cannot be used, `sampler.Cancelled` between two steps when asked to.
         """
         self._bring(self._model)
-        names = [held.name for held in self.hold([choice.path for choice in adapters])]
-        with lora.strengths(self._model.transformer, names, [choice.strength for choice in adapters]):
+        names = self._place(self.hold([choice.path for choice in adapters]), [choice.strength for choice in adapters])
+        with lora.strengths(self._model.transformer, names, [1.0] * len(names)):
             return generate_latents(self._model, prompt, negative, settings, seed, on_step=on_step, cancelled=cancelled)
 
     def frames(self, latents: torch.Tensor) -> np.ndarray:
@@ -117,23 +136,87 @@ class LiveSampler:
             part.to(self._device)
 
     def _read(self, path: Path, stamp: _Stamp | None) -> Held:
-        transformer = self._model.transformer
-        adapter = load_adapter(path, assume_alpha_is_rank=self._assume_alpha_is_rank)
-        self._count += 1
-        name = f"held{self._count}"
+        """Raises UserError unless there is a slot of the file's shape, or one can be made."""
+        stored = load_adapter(path, assume_alpha_is_rank=self._assume_alpha_is_rank)
+        adapter = replace(stored, config=_config_at_scale_one(stored.config))
+        shape = _shape(adapter)
+        if all(slot.shape != shape for slot in self._slots):
+            self._add_slot(adapter, shape)
+        return Held(replace(adapter, tensors=_folded(stored)), shape, sha256_of_file(path), stamp)
+
+    def _place(self, wanted: Sequence[Held], strengths: Sequence[float]) -> list[str]:
+        """Names of the slots, in order, that now have what is wanted; what has strength 0 needs none."""
+        names, free = [], list(self._slots)
+        for content in zip(wanted, strengths, strict=True):
+            held, strength = content
+            if strength == 0:
+                continue
+            slot = next((slot for slot in free if slot.shape == held.shape), None)
+            if slot is None:
+                slot = self._add_slot(held.adapter, held.shape)
+            else:
+                free.remove(slot)
+            if slot.content != content:
+                slot.content = None  # should copying fail half-way
+                lora.refill(self._model.transformer, held.adapter, slot.name, strength)
+                slot.content = content
+            names.append(slot.name)
+        return names
+
+    def _add_slot(self, adapter: lora.Adapter, shape: str) -> _Slot:
+        """The lowest free number, so that a slot that comes again finds the graphs compiled for it."""
+        transformer, taken = self._model.transformer, {slot.name for slot in self._slots}
+        name = next(name for name in map("slot{}".format, count()) if name not in taken)
         try:
             lora.put(transformer, adapter, name)
         except UserError:
             if name in getattr(transformer, "peft_config", {}):  # added, and only then found not to fit
                 self._delete([name])
             raise
-        return Held(name, sha256_of_file(path), stamp)
+        self._slots.append(_Slot(name, shape))
+        return self._slots[-1]
+
+    def _tidy(self) -> None:
+        """No slot more of a shape than files held of it, and no memory of files let go."""
+        room = Counter(held.shape for held in self._held.values())
+        surplus = []
+        for slot in self._slots:
+            room[slot.shape] -= 1
+            if room[slot.shape] < 0:
+                surplus.append(slot)
+            elif slot.content is not None and slot.content[0] not in self._held.values():
+                slot.content = None
+        if surplus:
+            self._slots = [slot for slot in self._slots if slot not in surplus]
+            self._delete([slot.name for slot in surplus])
 
     def _delete(self, names: Sequence[str]) -> None:
         transformer = self._model.transformer
         if rest := [name for name in transformer.peft_config if name not in names]:
             transformer.set_adapters(rest)  # PEFT warns when what it deletes is active
         transformer.delete_adapters(names)
+
+
+def _config_at_scale_one(config: dict[str, Any]) -> dict[str, Any]:
+    """The same adapter's with alpha = rank on every module."""
+    kept = {key: value for key, value in config.items() if key not in _ORIGIN}
+    return kept | {"lora_alpha": kept["r"], "alpha_pattern": kept.get("rank_pattern") or {}, "use_rslora": False}
+
+
+def _folded(adapter: lora.Adapter) -> dict[str, torch.Tensor]:
+    """Tensors with the scales in B, in memory of their own: those of a file are mapped, and change when it is written over."""
+    tensors = {}
+    for key, tensor in adapter.tensors.items():
+        module, is_b, _ = key.partition(".lora_B.")
+        scale = scale_of(adapter, module, adapter.tensors[f"{module}.lora_A.weight"].shape[0]) if is_b else 1.0
+        tensors[key] = tensor * scale
+    return tensors
+
+
+def _shape(adapter: lora.Adapter) -> str:
+    """Equal for adapters that differ in values alone."""
+    sizes = {key: list(tensor.shape) for key, tensor in adapter.tensors.items()}
+    return json.dumps([adapter.config, sizes], sort_keys=True, default=str)
 
 
 def _keys(paths: Iterable[Path]) -> Iterator[_Key]:

@@ -176,6 +176,17 @@ def load_into(transformer: MochiTransformer3DModel, adapter: Adapter, name: str)
             parameter.data = parameter.data.float()
 
 
+def refill(transformer: MochiTransformer3DModel, adapter: Adapter, name: str, strength: float) -> None:
+    """`load_into` with B times `strength`: a compiled block asks for the scales that PEFT keeps, not for a parameter's values.
+
+    DoRA's norm takes B times its scale as well, so that this is the same for it.
+    """
+    load_into(transformer, adapter, name)
+    for key, parameter in transformer.named_parameters():
+        if f".lora_B.{name}." in key:
+            parameter.data.mul_(strength)
+
+
 @contextmanager
 def strengths(transformer: MochiTransformer3DModel, names: Sequence[str], weights: Sequence[float]) -> Iterator[None]:
     """Run with each named adapter at its strength; afterwards all of them are on, at strength 1.
