@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 CONFIG := quickstart.yaml
 TINY := build/mochi-tiny
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile  # what a file's tests share is made once
 
 .PHONY: help venv quickstart test test-slow lint clean
 .DELETE_ON_ERROR:
