@@ -170,7 +170,7 @@ def whole(arguments: argparse.Namespace, bucket: Bucket, device: torch.device) -
     plan = resolve_plan(EngineConfig(), work).plan
     say(f"whole {bucket}: {plan}")
     told = about("sample_step", bucket, plan, arguments)
-    told |= {"sampler": "mochi-lora, text to mp4", "adapter": "none", "memory_cap_gib": arguments.memory_cap_gib}
+    told |= {"sampler": "mochi-lora, embeddings to mp4", "adapter": "none", "memory_cap_gib": arguments.memory_cap_gib}
     try:
         return told | _filmed(arguments, sample, plan, dimensions, device)
     except RuntimeError as error:  # out of memory is one

@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from mochi_lora import __version__, cli_adapters, cli_demo
@@ -86,50 +87,49 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mochi-lora {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    add = partial(commands.add_parser, allow_abbrev=False)
 
-    _add_download(commands.add_parser("download", help="the base model onto this machine, resumable", allow_abbrev=False))
-    doctor = commands.add_parser("doctor", help="is this machine fit? GPU, disk, packages, model files", allow_abbrev=False)
+    _add_download(add("download", help="the base model onto this machine, resumable"))
+    doctor = add("doctor", help="is this machine fit? GPU, disk, packages, model files")
     _add_optional_config(doctor)
     doctor.add_argument("--json", action="store_true", help="the findings as JSON on stdout instead of a table")
     doctor.set_defaults(run=_doctor)
-    prepare = commands.add_parser("prepare", help="raw footage -> a table of clips: split, filter, caption", allow_abbrev=False)
+    prepare = add("prepare", help="raw footage -> a table of clips: split, filter, caption")
     _add_config(prepare)
     prepare.add_argument("--only", choices=("split", "filter"), help="one step instead of all")
     prepare.set_defaults(run=_prepare)
-    caption = commands.add_parser("caption", help="clips -> captions, and a sheet to correct them in", allow_abbrev=False)
+    caption = add("caption", help="clips -> captions, and a sheet to correct them in")
     _add_config(caption)
     caption.set_defaults(run=_caption)
-    encode = commands.add_parser("encode", help="clips and captions -> cached samples", allow_abbrev=False)
+    encode = add("encode", help="clips and captions -> cached samples")
     _add_config(encode)
     encode.add_argument("--plan", action="store_true", help="only say what each clip would become; loads no model")
     encode.set_defaults(run=_encode)
-    sheet = commands.add_parser("sheet", help="the data set -> a page: frames, captions, what looks wrong", allow_abbrev=False)
+    sheet = add("sheet", help="the data set -> a page: frames, captions, what looks wrong")
     _add_config(sheet)
     sheet.add_argument("--output", type=Path, metavar="FILE", help="page to write; default: RUN/dataset.html")
     sheet.set_defaults(run=_sheet)
-    _add_plan(commands.add_parser("plan", help="memory, time and money on a GPU, before training", allow_abbrev=False))
-    train = commands.add_parser("train", help="cached samples -> adapter; run again to continue", allow_abbrev=False)
+    _add_plan(add("plan", help="memory, time and money on a GPU, before training"))
+    train = add("train", help="cached samples -> adapter; run again to continue")
     _add_config(train)
     train.add_argument("--fresh", action="store_true", help="start over instead of continuing this run")
     cli_adapters.add_push(train)
     train.set_defaults(run=_train)
-    _add_sample(commands.add_parser("sample", help="base and adapter -> videos", allow_abbrev=False))
-    _add_evaluate(commands.add_parser("evaluate", help="base against adapter -> a report: did it work?", allow_abbrev=False))
-    _add_inspect(commands.add_parser("inspect", help="tabulate the cache, decode samples back to video", allow_abbrev=False))
-    export = commands.add_parser("export", help="the data set -> a folder to share, cut without loss", allow_abbrev=False)
+    _add_sample(add("sample", help="base and adapter -> videos"))
+    _add_evaluate(add("evaluate", help="base against adapter -> a report: did it work?"))
+    _add_inspect(add("inspect", help="tabulate the cache, decode samples back to video"))
+    export = add("export", help="the data set -> a folder to share, cut without loss")
     _add_config(export)
     export.add_argument("folder", type=Path, help="folder to write: clips/, metadata.jsonl, README.md")
     export.set_defaults(run=_export)
-    tiny = commands.add_parser(
-        "tiny", help="write a tiny Mochi for trying things (so far with --random only)", allow_abbrev=False
-    )
+    tiny = add("tiny", help="write a tiny Mochi for trying things (so far with --random only)", allow_abbrev=False)
     tiny.add_argument("folder", type=Path, help="folder to write, in diffusers layout")
     tiny.add_argument("--random", type=_count, metavar="SEED", help="random weights of this seed instead of the trained ones")
     tiny.set_defaults(run=_tiny)
-    _add_draw(commands.add_parser("draw", help="draw a data set for mochi-tiny: clips with captions", allow_abbrev=False))
+    _add_draw(add("draw", help="draw a data set for mochi-tiny: clips with captions"))
     cli_demo.add_command(commands)
     cli_adapters.add_commands(commands)
-    _add_print(commands.add_parser("config", help="print the reference, the schema, or a resolved file", allow_abbrev=False))
+    _add_print(add("config", help="print the reference, the schema, or a resolved file"))
     return parser
 
 

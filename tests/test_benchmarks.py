@@ -44,7 +44,7 @@ def test_sampling_steps_are_tabled_when_there_are_any_the_newest_of_each_case(tm
             "peak_gib": 21.0, "allocated_gib": 20.0, "tokens_per_second": 4e4, "predicted": None,
             "plan": asdict(Plan("cuda", "bf16", "flash4", "none", compile=True))}  # fmt: skip
     seconds = [{"step_seconds": dict.fromkeys(("min", "median", "max"), found)} for found in (0.9, 0.6)]
-    whole = {"sampler": "mochi-lora, text to mp4", "part_seconds": {}}
+    whole = {"sampler": "mochi-lora, embeddings to mp4", "part_seconds": {}}
     lines = [line | seconds[0], line | seconds[1], line | seconds[0] | {"adapter": "none"}, whole]
     results = tmp_path / "benchmarks" / "results" / "sample_step.jsonl"
     results.write_text("".join(json.dumps(item) + "\n" for item in lines))

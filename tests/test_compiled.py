@@ -5,28 +5,14 @@ Most tests compile with the `eager` or `aot_eager` backend, which guards and par
 
 import pytest
 import torch
+from compiled_graphs import fresh_compiler, graphs  # noqa: F401 - a fixture of every test here
 from engine_blocks import Step, adapt, assert_same, expected, forward, step, streams, transformer, wrapped
 from inputs import relative
-from torch._dynamo.utils import counters
 from torch.autograd.graph import saved_tensors_hooks
 
 from mochi_lora.engine import compiled
 from mochi_lora.engine import offload as offload_room
 from mochi_lora.model.adapter import Adapter, current, put, strengths
-
-
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch):
-    torch._dynamo.reset()
-    counters.clear()
-    monkeypatch.setattr(compiled, "BACKEND", "eager")
-    yield
-    torch._dynamo.reset()
-
-
-def graphs() -> int:
-    assert not counters["graph_break"]
-    return counters["stats"]["unique_graphs"]
 
 
 def assert_near(found: Step, usual: Step) -> None:

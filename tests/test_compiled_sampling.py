@@ -5,13 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 from adapter_files import write_adapter
+from compiled_graphs import fresh_compiler, graphs  # noqa: F401 - a fixture of every test here
 from inputs import caption, relative
-from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mochi_lora.config.requests import AdapterChoice
 from mochi_lora.config.schema import SampleConfig
-from mochi_lora.engine import compiled
 from mochi_lora.engine.plan import Plan
 from mochi_lora.inference.generate import generate_latents
 from mochi_lora.inference.live import LiveSampler
@@ -22,20 +21,6 @@ from mochi_lora.model.weights import load_transformer
 CPU = torch.device("cpu")
 SETTINGS = SampleConfig(prompts=[], frames=7, height=32, width=48, steps=2, guidance=4.0)
 PLAIN = Plan("cpu", "fp32", "auto", "none")
-
-
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch):
-    torch._dynamo.reset()
-    counters.clear()
-    monkeypatch.setattr(compiled, "BACKEND", "eager")
-    yield
-    torch._dynamo.reset()
-
-
-def graphs() -> int:
-    assert not counters["graph_break"]
-    return counters["stats"]["unique_graphs"]
 
 
 def model_of(tiny, plan: Plan) -> VelocityModel:

@@ -90,7 +90,7 @@ def draw_rows(lengths: torch.Tensor, rng: np.random.Generator) -> tuple[torch.Te
     """A batch as clips, sentences and lengths (0 for a dropped caption), int64 [B] each; `lengths` [N, K] of all sentences.
 
     Every sentence is as likely as any other, but a batch has few lengths: attention is called once per length and layer, and
-    with all 25 of them in every batch a step took twice as long.
+    the step waits for those calls to be launched (some 25 lengths in a batch drawn without care).
     """
     count = 4 * _BATCH
     rows, which = (torch.from_numpy(rng.integers(size, size=count)) for size in lengths.shape)
