@@ -89,7 +89,7 @@ def card_named(name: str) -> Card:
     if len(exact or found) == 1:
         return (exact or found)[0]
     near = [card.name for card in found] or difflib.get_close_matches(name, [card.name for card in cards()], n=3)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    hint = f"; did you mean {' or '.join(near)}?" if near else "."
     message = f"--gpu {name}: expected one of {', '.join(card.name for card in cards())}{hint}"
     raise UserError(f"{message} For another card give --memory, or run this on it")
 
