@@ -7,7 +7,8 @@ from diffusers.models.transformers.transformer_mochi import MochiAttnProcessor2_
 from inputs import normal
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from mochi_lora.engine.attention import JointAttention, attend, check_attention, host_lengths, rotate
+from mochi_lora.engine.attention import JointAttention, attend, check_attention, host_lengths
+from mochi_lora.engine.rotary import rotate
 from mochi_lora.errors import UserError
 
 B, S, H, D = 3, 10, 2, 8

@@ -17,6 +17,7 @@ from diffusers import MochiTransformer3DModel
 from mochi_lora.engine import kernels
 from mochi_lora.engine.context import ContextRanks
 from mochi_lora.engine.kernels import Attention
+from mochi_lora.engine.rotary import joint_queries_keys
 from mochi_lora.errors import UserError
 
 _TOLERANCES = {torch.float32: 5e-3, torch.bfloat16: 3e-2, torch.float16: 3e-2}  # of the check; float32 may run as TF32
@@ -50,17 +51,6 @@ def attend(
     return kernels.attention(q, k, v, lengths, before, attention)[0]
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of interleaved pairs, in float32: x [B, V, H, D], cos and sin [V, H, D/2]; keeps x's dtype.
-
-    Source: genmoai/mochi @0c86aeb `dit/joint_model/rope_mixed.py`, `temporal_rope.py`.
-    """
-    even, odd = x[..., 0::2].float(), x[..., 1::2].float()
-    # Rounded before they are interleaved: eager mode moves half as many bytes, and the values are the same.
-    turned = ((even * cos - odd * sin).to(x.dtype), (even * sin + odd * cos).to(x.dtype))
-    return torch.stack(turned, dim=-1).flatten(-2)
-
-
 class JointAttention:
     """Attention processor of `MochiTransformer3DModel`; the block passes valid text lengths where stock passes a mask."""
 
@@ -89,16 +79,19 @@ class JointAttention:
         visual, text = hidden_states, encoder_hidden_states
         heads = (attn.heads, -1)
         v, v_text = attn.to_v(visual).unflatten(2, heads), attn.add_v_proj(text).unflatten(2, heads)
-        q = attn.norm_q(attn.to_q(visual).unflatten(2, heads))
-        k = attn.norm_k(attn.to_k(visual).unflatten(2, heads))
+        q, k = attn.to_q(visual).unflatten(2, heads), attn.to_k(visual).unflatten(2, heads)
         q_text = attn.norm_added_q(attn.add_q_proj(text).unflatten(2, heads))
         k_text = attn.norm_added_k(attn.add_k_proj(text).unflatten(2, heads))
-        q, k = rotate(q, *image_rotary_emb), rotate(k, *image_rotary_emb)
-        if self.context is not None:
+        norms = (attn.norm_q, attn.norm_k)
+        if self.context is None:
+            q, k = joint_queries_keys(q, k, (q_text, k_text), norms, image_rotary_emb)
+        else:  # the text joins when the visual tokens have been exchanged
+            q, k = joint_queries_keys(q, k, (q_text[:, :0], k_text[:, :0]), norms, image_rotary_emb)
             q, k, v = self.context.to_heads(torch.stack([q, k, v]))
             q_text, k_text, v_text = (self.context.own_heads(part) for part in (q_text, k_text, v_text))
-        before = q.shape[1]
-        q, k, v = torch.cat([q, q_text], dim=1), torch.cat([k, k_text], dim=1), torch.cat([v, v_text], dim=1)
+            q, k = torch.cat([q, q_text], dim=1), torch.cat([k, k_text], dim=1)
+        before = v.shape[1]
+        v = torch.cat([v, v_text], dim=1)
         joint = attend(q, k, v, attention_mask, self.attention, before=before)
         if self.context is not None:
             joint = self.context.to_tokens(joint, before)

@@ -1,0 +1,123 @@
+"""Kernels for an NVIDIA GPU, written in Triton; who calls them states shapes and meaning (engine/rotary.py, engine/gating.py).
+
+Importing this raises ImportError where triton is missing, as in torch's builds for CPUs and for Windows.
+"""
+
+# A kernel's arguments are pointers and numbers, which Triton types itself; constants are in capitals, as it wants them.
+# mypy: disable-error-code="no-untyped-def"
+# ruff: noqa: ANN001, ANN201, ANN202, N803, PLR0913, PLR0917
+
+import triton
+import triton.language as tl
+
+
+def cdiv(count: int, size: int) -> int:
+    """How many programs of `size` cover `count`."""
+    return -(-count // size)
+
+
+def power_of_two(size: int) -> int:
+    """The least one that is not below `size`: a block's length."""
+    return 1 << (size - 1).bit_length()
+
+
+@triton.jit
+def join(
+    q, k, q_text, k_text, q_weight, k_weight, cos, sin, q_joint, k_joint,
+    rows, all_rows, eps, SIZE: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """A row is a head of a token: of a sample, `rows` visual ones, then the text's up to `all_rows`."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    sample = tl.program_id(1).to(tl.int64)
+    column, half = tl.arange(0, SIZE)[None, :], tl.arange(0, SIZE // 2)[None, :]
+    visual, text = row < rows, (row >= rows) & (row < all_rows)
+    seen = (sample * rows + row) * SIZE + column
+    told = (sample * (all_rows - rows) + row - rows) * SIZE + column
+    joint = (sample * all_rows + row) * SIZE + column
+    angle = row.to(tl.int64) * (SIZE // 2) + half
+    c, s = tl.load(cos + angle, visual, 0.0), tl.load(sin + angle, visual, 0.0)
+    x = _turned(_normed(q, seen, visual, q_weight + column, eps, SIZE), c, s, ROWS, SIZE).to(q_joint.dtype.element_ty)
+    tl.store(q_joint + joint, tl.where(visual, x, tl.load(q_text + told, text, 0.0)), row < all_rows)
+    x = _turned(_normed(k, seen, visual, k_weight + column, eps, SIZE), c, s, ROWS, SIZE).to(k_joint.dtype.element_ty)
+    tl.store(k_joint + joint, tl.where(visual, x, tl.load(k_text + told, text, 0.0)), row < all_rows)
+
+
+@triton.jit
+def part(
+    q_grad, k_grad, q, k, q_weight, k_weight, cos, sin, dq, dk,
+    rows, all_rows, eps, SIZE: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """The way back: turned by the opposite angle, then the norm's gradient."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    sample = tl.program_id(1).to(tl.int64)
+    column, half = tl.arange(0, SIZE)[None, :], tl.arange(0, SIZE // 2)[None, :]
+    visual = row < rows
+    seen = (sample * rows + row) * SIZE + column
+    joint = (sample * all_rows + row) * SIZE + column
+    angle = row.to(tl.int64) * (SIZE // 2) + half
+    c, s = tl.load(cos + angle, visual, 0.0), -tl.load(sin + angle, visual, 0.0)
+    grad = _turned(tl.load(q_grad + joint, visual, 0.0).to(tl.float32), c, s, ROWS, SIZE)
+    tl.store(dq + seen, _norm_gradient(grad, q, seen, visual, q_weight + column, eps, SIZE), visual)
+    grad = _turned(tl.load(k_grad + joint, visual, 0.0).to(tl.float32), c, s, ROWS, SIZE)
+    tl.store(dk + seen, _norm_gradient(grad, k, seen, visual, k_weight + column, eps, SIZE), visual)
+
+
+@triton.jit
+def _normed(source, places, visual, weight, eps, SIZE: tl.constexpr):
+    """RMS norm over a head, rounded to the source's dtype as the formula does before it turns; float32."""
+    x = tl.load(source + places, visual, 0.0).to(tl.float32)
+    x = x * tl.rsqrt(tl.sum(x * x, axis=1) / SIZE + eps)[:, None] * tl.load(weight).to(tl.float32)
+    return x.to(source.dtype.element_ty).to(tl.float32)
+
+
+@triton.jit
+def _norm_gradient(grad, source, places, visual, weight, eps, SIZE: tl.constexpr):
+    """Gradient of x for y = x r w with r = rsqrt(mean x^2 + eps): r (g w - x r^2 mean(g w x))."""
+    x = tl.load(source + places, visual, 0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(x * x, axis=1) / SIZE + eps)[:, None]
+    grad = grad * tl.load(weight).to(tl.float32)
+    along = (tl.sum(grad * x, axis=1) / SIZE)[:, None]
+    return scale * (grad - x * scale * scale * along)
+
+
+@triton.jit
+def _turned(x, cos, sin, ROWS: tl.constexpr, SIZE: tl.constexpr):
+    """Pairs of x [ROWS, SIZE] turned by the angles whose cos and sin [ROWS, SIZE / 2] are given."""
+    even, odd = tl.split(tl.reshape(x, (ROWS, SIZE // 2, 2)))
+    return tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (ROWS, SIZE))
+
+
+@triton.jit
+def gate_gradient(gradient, hidden, result, size, BLOCK: tl.constexpr):
+    """A row's two halves at once."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    first, second = _halves(gradient, hidden, row, column, size)
+    tl.store(result + row * 2 * size + column, first, column < size)
+    tl.store(result + row * 2 * size + size + column, second, column < size)
+
+
+@triton.jit
+def gate_gradient_codes(gradient, hidden, factors, codes, scales, size, BLOCK: tl.constexpr):
+    """The same; then a scale for the row, and e4m3 codes."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    first, second = _halves(gradient, hidden, row, column, size)
+    first = first.to(hidden.dtype.element_ty).to(tl.float32) * tl.load(factors + column, column < size, 0.0)
+    second = second.to(hidden.dtype.element_ty).to(tl.float32) * tl.load(factors + size + column, column < size, 0.0)
+    top = tl.maximum(tl.max(tl.abs(first), axis=0), tl.max(tl.abs(second), axis=0))
+    scale = tl.maximum(top, 1e-12) / 448.0
+    inverse = 1.0 / scale
+    tl.store(scales + row, scale)
+    tl.store(codes + row * 2 * size + column, (first * inverse).to(codes.dtype.element_ty), column < size)
+    tl.store(codes + row * 2 * size + size + column, (second * inverse).to(codes.dtype.element_ty), column < size)
+
+
+@triton.jit
+def _halves(gradient, hidden, row, column, size):
+    """Gradients of a row's first and second half in float32."""
+    first = tl.load(hidden + row * 2 * size + column, column < size, 0.0).to(tl.float32)
+    second = tl.load(hidden + row * 2 * size + size + column, column < size, 0.0).to(tl.float32)
+    above = tl.load(gradient + row * size + column, column < size, 0.0).to(tl.float32)
+    share = tl.sigmoid(second)
+    return above * second * share, above * first * share * (1.0 + second * (1.0 - share))

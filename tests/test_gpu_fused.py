@@ -1,0 +1,77 @@
+"""On a CUDA device: the hand-written kernels against the formulas that run without them.
+
+Run with `pytest -m gpu`.
+"""
+
+import pytest
+import torch
+from diffusers.models.normalization import MochiRMSNorm
+from inputs import normal, relative
+
+from mochi_lora.engine.fp8 import Fp8Linear, quantise_rows, supports_fp8
+from mochi_lora.engine.gating import GatedProjection, gate, gate_gradient, gate_gradient_codes
+from mochi_lora.engine.rotary import joint_pair, rotate
+
+CUDA = torch.device("cuda")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+FP8 = pytest.mark.skipif(not (torch.cuda.is_available() and supports_fp8(CUDA)), reason="no fp8 products")
+DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+
+
+@DTYPES
+@pytest.mark.parametrize("text", [0, 5])
+@pytest.mark.parametrize("heads", [(24, 128), (3, 32)], ids=str)
+def test_queries_and_keys_are_the_formulas(heads: tuple[int, int], text: int, dtype: torch.dtype) -> None:
+    """In bf16 the result's last bit may differ where a sum's order moves it; float32 gradients tell that the maths is right."""
+    batch, visual = 2, 37
+    made = [normal(batch, size, *heads, seed=seed).to(CUDA, dtype) for seed, size in enumerate((visual, visual, text, text))]
+    inputs = [tensor.requires_grad_() for tensor in made]
+    norms = [MochiRMSNorm(heads[1], 1e-5).to(CUDA).requires_grad_(requires_grad=False) for _ in range(2)]
+    for seed, norm in enumerate(norms):
+        norm.weight.data += 0.1 * normal(heads[1], seed=10 + seed).to(CUDA)
+    angles = normal(visual, heads[0], heads[1] // 2, seed=20).to(CUDA)
+    rotary = (angles.cos(), angles.sin())
+    pairs = zip(inputs[:2], inputs[2:], norms, strict=True)
+    exact = [torch.cat([rotate(norm(x), *rotary), words], dim=1) for x, words, norm in pairs]
+    found = joint_pair(*inputs, norms[0].weight, norms[1].weight, *rotary, 1e-5)
+    gradients = [normal(*tensor.shape, seed=30 + seed).to(CUDA, dtype) for seed, tensor in enumerate(exact)]
+    bar = 1e-6 if dtype == torch.float32 else 1e-4
+    for mine, true in zip(found, exact, strict=True):
+        assert relative(mine.detach().cpu(), true.detach().cpu()) < bar
+        assert torch.equal(mine[:, visual:], true[:, visual:])
+    bar = 1e-5 if dtype == torch.float32 else 5e-3
+    wanted = torch.autograd.grad(exact, inputs, gradients)
+    for mine, true in zip(torch.autograd.grad(found, inputs, gradients), wanted, strict=True):
+        assert mine.numel() == 0 or relative(mine.cpu(), true.cpu()) < bar
+
+
+@DTYPES
+def test_the_gates_gradient_is_the_formulas(dtype: torch.dtype) -> None:
+    hidden = normal(5, 7, 2 * 4100).to(CUDA, dtype).requires_grad_()
+    above = normal(5, 7, 4100, seed=1).to(CUDA, dtype)
+    (exact,) = torch.autograd.grad(gate(hidden), hidden, above)
+    assert relative(gate_gradient(above, hidden.detach()).cpu(), exact.cpu()) < (1e-6 if dtype == torch.float32 else 5e-3)
+
+
+@FP8
+def test_codes_of_the_gates_gradient_are_those_of_its_rows() -> None:
+    hidden, above = normal(64, 2 * 8192).to(CUDA).bfloat16(), normal(64, 8192, seed=1).to(CUDA).bfloat16()
+    factors = normal(2 * 8192, seed=2).to(CUDA).abs()
+    codes, scale = gate_gradient_codes(above, hidden, factors)
+    exact, exact_scale = quantise_rows(gate_gradient(above, hidden) * factors)
+    torch.testing.assert_close(scale, exact_scale, rtol=1e-6, atol=0)
+    assert (codes.float() != exact.float()).float().mean() < 1e-3
+
+
+@FP8
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_an_fp8_projection_with_its_gate_is_the_two_apart(*, compiled: bool) -> None:
+    module = GatedProjection(Fp8Linear(256, 1024, bias=False))
+    module.proj.quantise((normal(1024, 256) / 16).to(CUDA))
+    x = normal(3, 50, 256, seed=1).to(CUDA).bfloat16().requires_grad_()
+    above = normal(3, 50, 512, seed=2).to(CUDA).bfloat16()
+    exact = gate(module.proj(x))
+    found = (torch.compile(module) if compiled else module)(x)
+    assert relative(found.detach().cpu(), exact.detach().cpu()) < 5e-3
+    mine, true = (torch.autograd.grad(result, x, above)[0].cpu() for result in (found, exact))
+    assert relative(mine, true) < 2e-2
