@@ -65,7 +65,7 @@ def judge(frames: np.ndarray) -> Verdict:
     radii = np.sqrt(areas / _unit_area(shape))
     size: Size = "big" if np.median(radii[seen[:3]]) > _BIG else "small"
     colour = _colour(ink)
-    return Verdict(colour, shape, _motion(centres[seen], radii[seen]), background, size, centres, areas)
+    return Verdict(colour, shape, _motion(seen, centres[seen], radii[seen]), background, size, centres, areas)
 
 
 def accuracy(verdict: Verdict, scene: Scene) -> dict[str, bool]:
@@ -98,6 +98,11 @@ def _near(masks: np.ndarray) -> np.ndarray:
     return wide
 
 
+def _bridging(masks: np.ndarray) -> np.ndarray:
+    """Within two pixels of `masks`: strokes that end four pixels apart touch. What draws in chalk leaves such gaps."""
+    return _near(_near(masks))
+
+
 def _flood(seeds: np.ndarray, passable: np.ndarray) -> np.ndarray:
     """What can be reached from `seeds` through `passable`, frame by frame; all bool [F, H, W]."""
     reached = seeds & passable
@@ -109,21 +114,21 @@ def _flood(seeds: np.ndarray, passable: np.ndarray) -> np.ndarray:
 
 
 def _largest_blob(masks: np.ndarray) -> np.ndarray:
-    """Of each frame the connected part that passes through its fullest block of 8 x 8 pixels, gaps of two bridged."""
+    """Of each frame the connected part that passes through its fullest block of 8 x 8 pixels, gaps of four bridged."""
     blocks = masks.reshape(len(masks), HEIGHT // 8, 8, WIDTH // 8, 8)
     counts = blocks.sum((2, 4))
     fullest = counts == counts.max((1, 2), keepdims=True)
     seeds = (blocks & fullest[:, :, None, :, None]).reshape(masks.shape)
-    return _flood(seeds, _near(masks)) & masks
+    return _flood(seeds, _bridging(masks)) & masks
 
 
 def _filled(masks: np.ndarray) -> np.ndarray:
-    """Outlines become solid, even with gaps of two pixels; notches of solid shapes stay open."""
+    """Outlines become solid, even with gaps of four pixels; notches of solid shapes stay open."""
     border = np.zeros_like(masks)
     border[:, [0, -1]] = border[:, :, [0, -1]] = True
-    walls = _near(masks)
+    walls = _bridging(masks)
     bridged = ~_flood(border, ~walls) & ~walls
-    return masks | ~_flood(border, ~masks) | _near(bridged)
+    return masks | ~_flood(border, ~masks) | _bridging(bridged)
 
 
 def _centres(inside: np.ndarray, areas: np.ndarray) -> np.ndarray:
@@ -193,15 +198,25 @@ def _unit_area(shape: Shape) -> float:
     return float(inside.double().mean()) * 9
 
 
-def _motion(centres: np.ndarray, radii: np.ndarray) -> Motion:
-    """The motion of a path [K, 2] with radii [K], in order of time."""
+def _motion(times: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> Motion:
+    """The motion of a path [K, 2] with radii [K] at `times` [K], frames in order."""
     around = centres - centres.mean(0)
     turns = np.unwrap(np.arctan2(around[:, 1], around[:, 0]))
     if abs(turns[-1] - turns[0]) > _WOUND and np.linalg.norm(around, axis=1).mean() > _ORBIT:
         return "circles"
-    right, down = np.median(centres[-3:], axis=0) - np.median(centres[:3], axis=0)
+    right, down = _change(times, centres)
     if max(abs(right), abs(down)) > _MOVED:
         if abs(right) > abs(down):
             return "right" if right > 0 else "left"
         return "down" if down > 0 else "up"
-    return "grows" if np.median(radii[-3:]) / np.median(radii[:3]) > _GREW else "still"
+    return "grows" if np.exp(_change(times, np.log(radii[:, None]))[0]) > _GREW else "still"
+
+
+def _change(times: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """How much each column of `values` [K, N] changes over a clip; frames in which an outline was torn are outvoted.
+
+    Source: P. K. Sen, "Estimates of the regression coefficient based on Kendall's tau", 1968: the median slope of all pairs.
+    """
+    first, second = np.triu_indices(len(times), k=1)
+    slopes = (values[second] - values[first]) / (times[second] - times[first])[:, None]
+    return np.median(slopes, axis=0) * (FRAMES - 1)
