@@ -50,12 +50,18 @@ class DiskFullError(UserError):
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write(temporary)` and rename the result to `path`; on any failure the temporary file is removed."""
+    """Call `write(temporary)` and rename the result to `path`; on any failure the temporary file is removed.
+
+    Who may read the file is as for any new one; safetensors alone would make it its owner's.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{next(_counter)}")
     with out_of_space_named(path):
         try:
+            temporary.touch()
+            permissions = temporary.stat().st_mode
             write(temporary)
+            temporary.chmod(permissions)
             sync_to_disk(temporary)
             temporary.replace(path)
         finally:

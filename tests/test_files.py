@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from mochi_lora import files
 from mochi_lora.files import (
@@ -190,3 +192,10 @@ def test_only_temporary_files_old_enough_are_swept(tmp_path):
     assert (old.exists(), young.exists(), kept.exists()) == (False, True, True)
     remove_abandoned(tmp_path)
     assert not young.exists()
+
+
+def test_a_file_of_tensors_may_be_read_by_whom_a_new_file_may_be(tmp_path):
+    """A cache or an adapter on a shared disk; safetensors writes files that are their owner's alone."""
+    (tmp_path / "new").touch()
+    write_atomic(tmp_path / "a.safetensors", lambda draft: save_file({"x": np.zeros(4)}, draft))
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
