@@ -111,6 +111,15 @@ def words(tiny, references, adapter, tmp_path):
     return [*made, *run, *few(video_text="null")]
 
 
+def test_clips_without_the_trigger_are_no_examples_of_the_style(clips, judge, references, tmp_path):
+    """They keep the model's own look as it was; taken for examples, they would say that the base has the style already."""
+    mixed = shutil.copytree(references, tmp_path / "mixed" / "chalk").parent
+    draw_clips(mixed / "plain", DrawnSet("base", 4, seed=1))
+    assert judge(clips, data=mixed) == 0
+    counts = results(clips)["settings"]
+    assert (counts["reference clips"], counts["training clips"]) == ("5", "9")
+
+
 @pytest.mark.parametrize(
     ("more", "expected"),
     [

@@ -12,7 +12,7 @@ from mochi_lora.data.sources import list_sources
 from mochi_lora.errors import UserError
 from mochi_lora.evaluation.footage import Clip, clips_of
 from mochi_lora.evaluation.grid import Cell, plan, quick_part, thin, training_cells
-from mochi_lora.evaluation.prompts import prompt_sets
+from mochi_lora.evaluation.prompts import contains_trigger, prompt_sets
 from mochi_lora.evaluation.truth import require_drawn
 from mochi_lora.evaluation.videos import from_videos
 from mochi_lora.measures.backbones import DRAWN_WORLD
@@ -83,8 +83,13 @@ def _footage(config: Config) -> tuple[list[Clip], list[Clip]]:
         else:
             told = f"data.clips: {part.clips} does not exist: nothing is compared with training clips"
             console.print(told, style="yellow", markup=False)
-    training = list(thin(training, _MOST_CLIPS))
-    return training, list(thin(clips_of(list_sources(references))[0], _MOST_CLIPS)) if references else training
+    shown = clips_of(list_sources(references))[0] if references else _called(training, config.evaluation.trigger)
+    return list(thin(training, _MOST_CLIPS)), list(thin(shown, _MOST_CLIPS))
+
+
+def _called(training: list[Clip], trigger: str) -> list[Clip]:
+    """Clips whose captions hold the trigger; those beside them keep the model's own look. All, where captions never say it."""
+    return [clip for clip in training if trigger.strip() and contains_trigger(clip.caption, trigger)] or training
 
 
 def _refuse_other_worlds(config: Config, cells: tuple[Cell, ...], *, made: bool) -> None:

@@ -282,7 +282,9 @@ class EvaluationConfig(Section):
         5, ge=0, description="Checkpoints of the run that are compared on the trigger prompts, evenly spaced; 0 is none."
     )
     references: Path | None = Field(
-        None, description="Clips that show the style: anything data.clips takes; null takes the training clips."
+        None,
+        description="Clips that show the style: anything data.clips takes; null takes the training clips whose captions hold "
+        "the trigger (all, where none does).",
     )
     frames_per_clip: int = Field(16, ge=2, description="Evenly spaced frames of each clip that the image networks see.")
     training_captions: int = Field(
