@@ -8,7 +8,7 @@ import torch
 from diffusers.models.normalization import MochiRMSNorm
 from inputs import normal, relative
 
-from mochi_lora.engine.fp8 import Fp8Linear, quantise_rows, supports_fp8
+from mochi_lora.engine.fp8 import Fp8Linear, quantise_rows, row_codes, supports_fp8
 from mochi_lora.engine.gating import GatedProjection, gate, gate_gradient, gate_gradient_codes
 from mochi_lora.engine.rotary import joint_pair, rotate
 
@@ -59,6 +59,16 @@ def test_codes_of_the_gates_gradient_are_those_of_its_rows() -> None:
     factors = normal(2 * 8192, seed=2).to(CUDA).abs()
     codes, scale = gate_gradient_codes(above, hidden, factors)
     exact, exact_scale = quantise_rows(gate_gradient(above, hidden) * factors)
+    torch.testing.assert_close(scale, exact_scale, rtol=1e-6, atol=0)
+    assert (codes.float() != exact.float()).float().mean() < 1e-3
+
+
+@FP8
+@pytest.mark.parametrize("shape", [(1, 3072), (1000, 3072), (7, 48)], ids=str)
+def test_codes_of_rows_times_factors_are_the_formulas(shape: tuple[int, int]) -> None:
+    values, factors = normal(*shape).to(CUDA).bfloat16(), normal(shape[1], seed=1).to(CUDA).abs()
+    codes, scale = row_codes(values, factors)
+    exact, exact_scale = quantise_rows(values * factors)
     torch.testing.assert_close(scale, exact_scale, rtol=1e-6, atol=0)
     assert (codes.float() != exact.float()).float().mean() < 1e-3
 

@@ -88,7 +88,8 @@ def test_everything_imported_is_asked_for():
     imports = {alias.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imports |= {node.module for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     asked = {IMPORTS.get(name, name.replace("-", "_")).split(".")[0] for name, _ in requirements()}
-    assert {name.split(".")[0] for name in imports} - asked - {"mochi_lora"} <= sys.stdlib_module_names
+    taken_if_there = {"triton"}  # torch's CUDA builds bring the version that fits; engine/fused.py is left alone without it
+    assert {name.split(".")[0] for name in imports} - asked - taken_if_there - {"mochi_lora"} <= sys.stdlib_module_names
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Kernels for an NVIDIA GPU, written in Triton; who calls them states shapes and meaning (engine/rotary.py, engine/gating.py).
+"""Kernels for an NVIDIA GPU, written in Triton; who calls them states shapes and meaning (engine/rotary.py, gating.py, fp8.py).
 
 Importing this raises ImportError where triton is missing, as in torch's builds for CPUs and for Windows.
 """
@@ -111,6 +111,18 @@ def gate_gradient_codes(gradient, hidden, factors, codes, scales, size, BLOCK: t
     tl.store(scales + row, scale)
     tl.store(codes + row * 2 * size + column, (first * inverse).to(codes.dtype.element_ty), column < size)
     tl.store(codes + row * 2 * size + size + column, (second * inverse).to(codes.dtype.element_ty), column < size)
+
+
+@triton.jit
+def row_codes(values, factors, codes, scales, size, BLOCK: tl.constexpr):
+    """A row times factors, as a scale and e4m3 codes; read once."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    value = tl.load(values + row * size + column, column < size, 0.0).to(tl.float32)
+    value = value * tl.load(factors + column, column < size, 0.0)
+    scale = tl.maximum(tl.max(tl.abs(value), axis=0), 1e-12) / 448.0
+    tl.store(scales + row, scale)
+    tl.store(codes + row * size + column, (value * (1.0 / scale)).to(codes.dtype.element_ty), column < size)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers.models.activations import SwiGLU
 from torch import nn
 
-from mochi_lora.engine.fp8 import CODES, Fp8Linear, input_gradient, product, quantise_rows
+from mochi_lora.engine.fp8 import Fp8Linear, empty_codes, input_gradient, product, quantise_rows
 
 try:
     from mochi_lora.engine import fused
@@ -116,7 +116,7 @@ def gate_gradient_codes(
     gradient: torch.Tensor, hidden: torch.Tensor, factors: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`gate_gradient` of [M, N] and [M, 2N], times `factors` [2N], as `quantise_rows` gives it: [M, 2N] e4m3, [M, 1]."""
-    codes, scale = _empty_codes(hidden)
+    codes, scale = empty_codes(hidden)
     rows, size = gradient.shape
     fused.gate_gradient_codes[(rows,)](
         gradient.contiguous(), hidden.contiguous(), factors, codes, scale, size, BLOCK=fused.power_of_two(size), num_warps=8
@@ -126,8 +126,4 @@ def gate_gradient_codes(
 
 @gate_gradient_codes.register_fake
 def _gate_gradient_codes_fake(_: torch.Tensor, hidden: torch.Tensor, __: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return _empty_codes(hidden)
-
-
-def _empty_codes(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return hidden.new_empty(hidden.shape, dtype=CODES), hidden.new_empty((hidden.shape[0], 1), dtype=torch.float32)
+    return empty_codes(hidden)
