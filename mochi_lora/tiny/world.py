@@ -82,7 +82,7 @@ class Scene:
     dx: float = 0.0  # displacement over the whole clip
     dy: float = 0.0
     growth: float = 1.0  # last radius / first radius
-    orbit: float = 0.0  # radius of the path around (x, y); its sign is the sense of rotation
+    orbit: float = 0.0  # radius of the path around (x, y), clockwise
     phase: float = 0.0  # where on the orbit the clip begins, in radians
 
 
@@ -101,7 +101,7 @@ def track(scene: Scene) -> Track:
     angle = scene.phase + 2 * math.pi * time
     return Track(
         x=scene.x + scene.dx * time + scene.orbit * np.cos(angle),
-        y=scene.y + scene.dy * time + abs(scene.orbit) * np.sin(angle),
+        y=scene.y + scene.dy * time + scene.orbit * np.sin(angle),
         radius=scene.radius * (1 + (scene.growth - 1) * time),
     )
 
@@ -146,9 +146,9 @@ def place(rng: np.random.Generator, shape: Shape, colour: Colour, background: Ba
     elif motion == "grows":
         growth = rng.uniform(_GROWTH[0], min(_GROWTH[1], (HEIGHT / 2 - MARGIN) / (EXTENT * radius)))
     elif motion == "circles":
-        orbit = rng.uniform(_ORBIT[0], min(_ORBIT[1], HEIGHT / 2 - MARGIN - EXTENT * radius)) * _pick(rng, (-1, 1))
+        orbit = rng.uniform(_ORBIT[0], min(_ORBIT[1], HEIGHT / 2 - MARGIN - EXTENT * radius))  # clockwise
         phase = rng.uniform(0, 2 * math.pi)
-    room = MARGIN + EXTENT * radius * growth + abs(orbit)
+    room = MARGIN + EXTENT * radius * growth + orbit
     x = rng.uniform(room - min(dx, 0), WIDTH - room - max(dx, 0))
     y = rng.uniform(room - min(dy, 0), HEIGHT - room - max(dy, 0))
     return Scene(shape, colour, background, motion, size, x, y, radius, dx, dy, growth, orbit, phase)
