@@ -24,8 +24,8 @@ from mochi_lora.tiny.stage import Budget, Stage
 from mochi_lora.tiny.vae_stage import NOISE, to_pixels
 from mochi_lora.tiny.world import draw_scene
 
-_BUDGET = Budget(steps=18_000, minutes=8.0, warmup=500, learning_rate=1.5e-3)
-_BATCH, _RUNS = 1024, 8  # samples; runs of neighbours in length among them
+_BUDGET = Budget(steps=7_500, minutes=8.0, warmup=300, learning_rate=1.2e-3)
+_BATCH, _RUNS = 2048, 8  # samples; runs of neighbours in length among them
 _SCENES, _SENTENCES = 48_000, 3
 _ENCODED_AT_ONCE = 128
 _NULL = 0.1  # share of captions dropped, for guidance
