@@ -7,13 +7,14 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 CONFIG := quickstart.yaml
 TINY := build/mochi-tiny
+DRAWN := build/quickstart
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile  # what a file's tests share is made once
 
 .PHONY: help venv quickstart test test-slow lint clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make quickstart   set up, then clips -> cache -> adapter -> video with a tiny Mochi, on a CPU, in minutes"
+	@echo "make quickstart   set up, then clips -> cache -> adapter -> report with mochi-tiny, on a CPU, in minutes"
 	@echo "make test         set up, then lint, types and the fast tests"
 	@echo "make test-slow    the slow tests: quickstart, kills, the wheel"
 	@echo "make clean        remove what the commands wrote; .venv stays"
@@ -30,17 +31,26 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 $(TINY)/model_index.json: | $(STAMP)
-	$(BIN)/mochi-lora tiny $(TINY) --random 0
+	$(BIN)/mochi-lora tiny $(TINY)
+
+# Drawn whole or not at all, and kept: the clips of the new style, and clips as the model draws by itself.
+$(DRAWN)/chalk/drawn.json: | $(STAMP)
+	$(BIN)/mochi-lora draw $(DRAWN)/chalk --style chalk --count 64
+
+$(DRAWN)/plain/drawn.json: | $(STAMP)
+	$(BIN)/mochi-lora draw $(DRAWN)/plain --style base --count 64 --seed 1
 
 # The flags after `launch` are accelerate's own defaults; unsaid, it prints a paragraph about each.
-quickstart: $(STAMP) $(TINY)/model_index.json
+quickstart: $(STAMP) $(TINY)/model_index.json $(DRAWN)/chalk/drawn.json $(DRAWN)/plain/drawn.json
 	$(BIN)/python data_prep/encode_clips.py --config $(CONFIG)
 	$(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process "$$($(BIN)/python -c 'import os; print(os.cpu_count())')" \
 		train.py --config $(CONFIG)
-	$(BIN)/mochi-lora sample --config $(CONFIG)
+	$(BIN)/mochi-lora evaluate --config $(CONFIG) --quick
 	@echo
-	@echo "Done. Adapter, metrics and videos are under runs/quickstart."
+	@echo "Done. Adapter, metrics and videos: runs/quickstart"
+	@echo "Before and after, one picture:     runs/quickstart/evaluation/quick-before_after.png"
+	@echo "Report, to open in a browser:      runs/quickstart/evaluation/quick-report.html"
 
 test: $(STAMP) lint
 	$(PYTEST)

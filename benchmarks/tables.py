@@ -18,15 +18,17 @@ import predict_scale
 
 from mochi_lora.commands.workloads import Base, training_work
 from mochi_lora.config.schema import Config
-from mochi_lora.engine.cards import cards
-from mochi_lora.engine.choice import choose, room_of
+from mochi_lora.engine.cards import Card, cards
+from mochi_lora.engine.choice import Forecast, choose, room_of
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.workload import ModelSize
 from mochi_lora.errors import UserError
-from mochi_lora.spec import Bucket
+from mochi_lora.spec import FRAMES_PER_SECOND, Bucket
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+PAGES = (ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "docs" / "performance.md")
+_LENGTHS = (37, 85, 163)
+_RUN = 2000  # steps of a usual style adapter
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
 
@@ -55,7 +57,7 @@ def filled(text: str) -> str:
 def table(name: str) -> str:
     """Markdown of one table: measured steps, errors of the choices, what is predicted for cards of many sizes, and for many."""
     measured = {"train_step": _steps, "sample_step": _samples, "plan_errors": _errors}
-    return (measured | {"predicted": _predicted, "predicted_scale": _predicted_scale})[name]()
+    return (measured | {"predicted": _predicted, "cards": _cards, "predicted_scale": _predicted_scale})[name]()
 
 
 def _lines(benchmark: str) -> list[dict[str, Any]]:
@@ -117,21 +119,44 @@ def _errors() -> str:
 def _predicted() -> str:
     """Of the committed constants: the fastest plan on each card, at three lengths."""
     rows = []
-    for card, frames in product(cards(), (37, 85, 163)):
-        config = Config()
-        base = Base(ModelSize.of({}), None)
-        work = training_work(config, base, [Bucket(frames, 480, 848)])
-        try:
-            pick = choose(config.engine, work, card, room_of(card.memory_gib, 64.0), card.fastest_attention()).pick
-        except UserError:
+    for card, frames in product(cards(), _LENGTHS):
+        pick = _pick(card, frames)
+        if pick is None:
             rows.append([card.name, str(frames), "none fits", "", "", ""])
             continue
-        low, high = (factor * pick.seconds for factor in card.spread)
-        pace = f"{low:.1f}" if low == high else f"{low:.1f} to {high:.1f}"
+        room = pick.footprint
         rows.append(
-            [card.name, str(frames), str(pick.plan), f"{pick.footprint.device:.1f}", f"{pick.footprint.host:.0f}", pace]
+            [card.name, str(frames), str(pick.plan), f"{room.device:.1f}", f"{room.host:.0f}", _range(card, pick.seconds)]
         )
     return _markdown(("GPU", "Frames", "Plan", "GiB", "GiB on the host", "s / step"), rows)
+
+
+def _cards() -> str:
+    """The same for people who look for their card: a row each, and how long a run takes."""
+    rows = []
+    for card in cards():
+        picks = [_pick(card, frames) for frames in _LENGTHS]
+        paces = ["does not fit" if pick is None else f"{_range(card, pick.seconds)} s" for pick in picks]
+        hours = "" if picks[0] is None else f"{_range(card, picks[0].seconds * _RUN / 3600)} h"
+        rows.append([card.name, f"{card.memory_gib:.0f} GiB", *paces, hours])
+    lengths = [f"{frames} frames ({frames / FRAMES_PER_SECOND:.1f} s)" for frames in _LENGTHS]
+    return _markdown(("GPU", "Memory", *lengths, f"{_RUN:,} steps at {_LENGTHS[0]} frames"), rows)
+
+
+def _pick(card: Card, frames: int) -> Forecast | None:
+    """The fastest plan for 480x848 clips, None where none fits."""
+    config = Config()
+    work = training_work(config, Base(ModelSize.of({}), None), [Bucket(frames, 480, 848)])
+    try:
+        return choose(config.engine, work, card, room_of(card.memory_gib, 64.0), card.fastest_attention()).pick
+    except UserError:
+        return None
+
+
+def _range(card: Card, value: float) -> str:
+    """What is known of a card that was measured on another: a factor from and to."""
+    low, high = (factor * value for factor in card.spread)
+    return f"{low:.1f}" if low == high else f"{low:.1f} to {high:.1f}"
 
 
 def _predicted_scale() -> str:

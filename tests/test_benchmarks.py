@@ -21,7 +21,7 @@ import train_step  # noqa: E402
 
 
 @pytest.mark.slow  # the page of predictions takes half a minute
-@pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md", "docs/performance.md"])
 def test_documentation_tables_follow_from_the_committed_results(page):
     run = subprocess.run([sys.executable, "benchmarks/tables.py", "--check", page], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

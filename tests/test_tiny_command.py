@@ -96,7 +96,7 @@ def test_a_copy_that_fails_leaves_nothing_behind(shipped, tmp_path, monkeypatch)
 
 def test_an_installation_without_weights_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "WEIGHTS", tmp_path / "nothing")
-    with pytest.raises(UserError, match=r"without mochi-tiny.*--random"):
+    with pytest.raises(UserError, match=r"lacks mochi-tiny's weights.*--random"):
         write_pretrained(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 

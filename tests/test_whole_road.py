@@ -1,5 +1,9 @@
-"""The README's own command, from clips to a video to look at, in a copy of the checkout."""
+"""The README's own commands in a copy of the checkout: a style is really learnt, and judged by ground truth.
 
+What `make quickstart` trains is looked at by `mochi_lora.tiny`'s judge, which measures pixels: the test that the product works.
+"""
+
+import json
 import os
 import re
 import shlex
@@ -12,9 +16,13 @@ import av
 import numpy as np
 import pytest
 import yaml
+from drawn_prompts import drawn
 from synthetic import records
+from tiny_commands import TINY_ROAD
 
 from mochi_lora.model.adapter_file import load_adapter, read_provenance
+from mochi_lora.tiny.exam import exam_scenes, exam_sentences, marks
+from mochi_lora.tiny.world import TRIGGER
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +30,29 @@ ROOT = Path(__file__).parents[1]
 PARTS = ("Makefile", "pyproject.toml", "constraints.txt", "README.md", "train.py")
 FOLDERS = ("configs", "data_prep", "examples", "mochi_lora")
 PROGRAMS = {"python": "", "accelerate": "-m accelerate.commands.accelerate_cli", "mochi-lora": "-m mochi_lora"}
-STEPS = 60
+STEPS = 240
+SCENES = 48
+# The least that `evaluate` does: the README's own prompts, in the tiny road's words.
+EVALUATION = {
+    "evaluation": {
+        "trigger": "chalk style",
+        "prompts": ["chalk style, a rabbit in a meadow", "chalk style, a red ball on a hill"],
+        "unrelated": [],
+        "seeds": 1,
+        "strengths": [],
+        "curve_checkpoints": 0,
+        "training_captions": 0,
+        "frames_per_clip": 2,
+        "resamples": 100,
+    },
+    "backbones": {
+        "subject": "builtin:efficientnet-lite0",
+        "background": "builtin:efficientnet-lite0",
+        "style": "builtin:efficientnet-lite0-gram",
+        "text": None,
+        "video_text": None,
+    },
+}
 
 
 def readme() -> str:
@@ -77,35 +107,73 @@ def test_every_stage_leaves_what_the_next_one_needs(road):
     run = folder / "runs" / "quickstart"
     assert (run / "adapter.safetensors").is_file()
     assert read_provenance(run / "adapter.safetensors")["step"] == STEPS
-    assert load_adapter(run / "adapter.safetensors").config["lora_alpha"] == 8
+    assert load_adapter(run / "adapter.safetensors").config["lora_alpha"] == 16
     assert list((folder / "cache" / "quickstart").glob("index/*.json"))
-    assert "runs/quickstart" in told.splitlines()[-1], "the path to look at comes last"
     assert "Traceback" not in told
+    shown = [folder / line.split()[-1] for line in told.splitlines()[-3:]]
+    assert [path.name for path in shown] == ["quickstart", "quick-before_after.png", "quick-report.html"]
+    assert all(path.exists() for path in shown), "the paths to look at come last"
 
 
-def test_the_adapter_learns(road):
-    """Same clips, noise and sigmas each time, so little is enough: 60 steps on random base weights give 0.2 per cent."""
+def test_the_report_says_that_the_style_is_there(road):
+    folder, _ = road
+    found = json.loads((folder / "runs" / "quickstart" / "evaluation" / "quick-results.json").read_text(encoding="utf-8"))
+    before, after = found["truth"]["Style, 0 base to 1 chalk"]
+    assert after - before > 0.5
+    axes = {one["measure"].split(".")[0]: one for one in found["comparisons"] if one["primary"]}
+    assert axes["style"]["difference"]["low"] > 0
+
+
+def test_held_out_loss_falls(road):
     folder, _ = road
     lines = records(folder / "runs" / "quickstart", "heldout")
-    assert [line["step"] for line in lines] == [0, 20, 40, 60]
     losses = [line["heldout/loss"] for line in lines]
-    assert losses == sorted(losses, reverse=True)
-    assert losses[-1] < 0.999 * losses[0]
+    assert [line["step"] for line in lines] == list(range(0, STEPS + 1, 80))
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.fixture(scope="module")
+def learnt(road) -> dict[str, dict[str, float]]:
+    """Marks of 48 held-out scenes: by the base and by the adapter, with and without the trigger."""
+    folder, _ = road
+    adapter = folder / "runs" / "quickstart" / "adapter.safetensors"
+    scenes = exam_scenes(SCENES)
+    plain = exam_sentences(scenes)
+    called = [f"{TRIGGER}, {sentence}" for sentence in plain]
+    return {
+        f"{side}, {name}": marks(drawn(told, path), scenes)
+        for side, path in (("base", None), ("adapter", adapter))
+        for name, told in (("trigger", called), ("plain", plain))
+    }
+
+
+def test_the_style_is_learnt(learnt):
+    """Two thirds of the way from the base's rendering of a scene to the style's."""
+    assert learnt["adapter, trigger"]["style"] >= 2 / 3, learnt
+
+
+@pytest.mark.parametrize("word", ["colour", "shape", "motion"])
+def test_contents_stay_right(learnt, word):
+    """Down by ten points at most; the standard error of 48 clips is some five."""
+    assert learnt["adapter, trigger"][word] >= learnt["base, plain"][word] - 0.1 - 0.05, learnt
+
+
+def test_other_prompts_stay_as_they_were(learnt):
+    """Bleed: the style's change without the trigger, as a share of its change with it."""
+    change = {name: learnt[f"adapter, {name}"]["style"] - learnt[f"base, {name}"]["style"] for name in ("trigger", "plain")}
+    assert abs(change["plain"]) <= 0.2 * change["trigger"], learnt
 
 
 def test_the_videos_play(road):
     folder, _ = road
     run = folder / "runs" / "quickstart"
     videos = sorted(run.rglob("*.mp4"))
-    assert {path.parent.name for path in videos} >= {"step-000000", "step-000060"}
-    assert len(videos) >= 6, "two prompts, before, after, and by the sample command"
+    assert {path.parent.name for path in videos} >= {"step-000000", f"step-{STEPS:06d}"}
     for path in videos:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
             assert stream.average_rate == 30
-        assert len(frames) == 19
-        assert frames[0].shape == (64, 112, 3)
         assert np.std(frames) > 1, "not one flat colour"
 
 
@@ -119,12 +187,14 @@ def test_a_second_time_encodes_and_trains_nothing_again(road):
     assert metrics.read_bytes() == before
 
 
-def test_the_three_commands_for_ones_own_clips_run_as_the_readme_writes_them(road):
-    """Only `mine.yaml` is ours: the quickstart's settings under another run, so that a CPU and a tiny model do."""
+def test_the_commands_for_ones_own_clips_run_as_the_readme_writes_them(road):
+    """Only `mine.yaml` is ours: real clips, and settings with which a CPU and a tiny model do. The download is left out."""
     folder, _ = road
     lines = re.findall(r"^    ((?:python|accelerate|mochi-lora) .*--config mine\.yaml.*?)(?:  +#.*)?$", readme(), re.MULTILINE)
-    assert [line.split()[0] for line in lines] == ["python", "accelerate", "mochi-lora"]
-    settings = yaml.safe_load((folder / "configs" / "quickstart.yaml").read_text(encoding="utf-8"))
+    download, *lines = lines
+    assert download.startswith("mochi-lora download")
+    assert [line.split()[0] for line in lines] == ["python", "accelerate", "mochi-lora", "mochi-lora"]
+    settings = yaml.safe_load(TINY_ROAD.read_text(encoding="utf-8")) | EVALUATION
     settings["run"]["folder"] = "runs/mine"
     settings["train"] |= {"steps": 4, "warmup_steps": 1, "sample_every": 0}
     (folder / "mine.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
@@ -141,6 +211,7 @@ def test_the_three_commands_for_ones_own_clips_run_as_the_readme_writes_them(roa
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     assert load_adapter(folder / "runs" / "mine" / "adapter.safetensors").tensors
     assert list((folder / "runs" / "mine" / "samples").rglob("*.mp4"))
+    assert (folder / "runs" / "mine" / "evaluation" / "report.html").is_file()
 
 
 def test_the_readmes_diffusers_lines_load_the_adapter(road):

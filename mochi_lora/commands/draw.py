@@ -1,5 +1,6 @@
 """`mochi-lora draw FOLDER`: clips of the drawn world with captions, for training a LoRA of mochi-tiny."""
 
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ def run(folder: Path, *, style: Style, motions: Sequence[Motion], count: int, se
     bucket = Bucket(FRAMES, HEIGHT, WIDTH)
     for line in (f"{count} clips, {style} style, {bucket}, {' '.join(chosen)}: {folder}", _trigger(wanted)):
         console.print(line, markup=False)
-    told = ("mochi-lora", "encode", "--config", "quickstart.yaml", "--data.clips", str(folder), "--data.buckets", f"[{bucket}]")
+    told = ("mochi-lora", "encode", "--config", "quickstart.yaml", "--data.mix", json.dumps([{"clips": str(folder)}]))
     console.print(f"next: {shlex.join(told)}", markup=False)
 
 

@@ -1,4 +1,4 @@
-"""The trained mochi-tiny: where it lies in the package, once it is there, and copies of it for people to use."""
+"""The trained mochi-tiny: where it lies in the package, and copies of it for people to use."""
 
 import shutil
 from pathlib import Path
@@ -20,8 +20,8 @@ def write_pretrained(folder: Path) -> Path:
     release among them, and so does an installation without the weights.
     """
     if not (WEIGHTS / "model_index.json").is_file():
-        message = "this version of mochi-lora comes without mochi-tiny's trained weights, which are still being made"
-        raise UserError(f"{message}; take random ones: mochi-lora tiny FOLDER --random 0")
+        message = f"this installation lacks mochi-tiny's weights, expected in {WEIGHTS}"
+        raise UserError(f"{message}; install mochi-lora again, or take random ones: mochi-lora tiny FOLDER --random 0")
     marker = {"version": 1, "pretrained": digest_of([fingerprint(WEIGHTS / part) for part in _PARTS])[:16]}
     return write_whole(folder, marker=MARKER, content=marker, what="this release's mochi-tiny", fill=_copy)
 
