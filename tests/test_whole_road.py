@@ -119,7 +119,8 @@ def test_the_report_says_that_the_style_is_there(road):
     folder, _ = road
     found = json.loads((folder / "runs" / "quickstart" / "evaluation" / "quick-results.json").read_text(encoding="utf-8"))
     before, after = found["truth"]["Style, 0 base to 1 chalk"]
-    assert after - before > 0.5
+    assert after >= 2 / 3
+    assert after - before > 1 / 3, "the base knows other looks, and tries them at a word it does not know"
     axes = {one["measure"].split(".")[0]: one for one in found["comparisons"] if one["primary"]}
     assert axes["style"]["difference"]["low"] > 0
 
