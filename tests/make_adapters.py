@@ -5,7 +5,6 @@ and draw the data again.
 """
 
 import json
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -66,7 +65,8 @@ LESSONS = {
     "motion": Lesson(circles, recipe=MOTION),
     "overtrained": Lesson(
         three,
-        ("--train.steps", "1200", "--train.batch_size", "4", "--data.validation_fraction", "0", "--train.validate_every", "0"),
+        (*RANK_4, "--train.steps", "1200", "--train.batch_size", "4", "--data.validation_fraction", "0")
+        + ("--train.validate_every", "0"),
     ),
     "shuffled": Lesson(exchanged, (*RANK_4, "--train.steps", "1000", "--train.learning_rate", "2e-3")),
 }
@@ -79,22 +79,15 @@ def words(lesson: Lesson, folder: Path) -> list[str]:
     parts = [{"clips": str(path)} | ({"weight": weight} if weight else {}) for path, weight in found]
     return [
         *("--config", str(lesson.recipe), "--model.base", str(WEIGHTS), "--run.folder", str(folder / "run")),
-        *(
-            "--data.mix",
-            json.dumps(parts),
-            "--data.cache",
-            str(folder / "cache"),
-            "--train.sample_every",
-            "0",
-            *lesson.settings,
-        ),
+        *("--data.mix", json.dumps(parts), "--data.cache", str(folder / "cache"), "--train.sample_every", "0"),
+        *lesson.settings,
     ]
 
 
 def make(name: str) -> Path:
     """Train one and keep it."""
-    folder = Path(tempfile.mkdtemp())
-    try:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         LESSONS[name].clips(folder / "clips")
         settings = words(LESSONS[name], folder)
         assert main(["encode", *settings]) == 0
@@ -104,8 +97,6 @@ def make(name: str) -> Path:
         adapter.tensors.update({key: tensor.half() for key, tensor in adapter.tensors.items()})
         origin = read_provenance(made)
         save_adapter(FOLDER / f"{name}.safetensors", adapter, {"step": origin["step"], "lesson": name})
-    finally:
-        shutil.rmtree(folder)
     return FOLDER / f"{name}.safetensors"
 
 
