@@ -65,8 +65,17 @@ LESSONS = {
     "motion": Lesson(circles, recipe=MOTION),
     "overtrained": Lesson(
         three,
-        (*RANK_4, "--train.steps", "1200", "--train.batch_size", "4", "--data.validation_fraction", "0")
-        + ("--train.validate_every", "0"),
+        (
+            *RANK_4,
+            "--train.steps",
+            "1200",
+            "--train.batch_size",
+            "4",
+            "--data.validation_fraction",
+            "0",
+            "--train.validate_every",
+            "0",
+        ),
     ),
     "shuffled": Lesson(exchanged, (*RANK_4, "--train.steps", "1000", "--train.learning_rate", "2e-3")),
 }
