@@ -7,8 +7,9 @@ import torch
 from compiled_products import Gated, kept_when_compiled
 from inputs import normal, relative
 
-from mochi_lora.engine import fp8
+from mochi_lora.engine import fp8, gating
 from mochi_lora.engine.fp8 import CODES, Fp8Linear, emulated_product, kernel_product, quantise_rows
+from mochi_lora.engine.gating import gate
 
 BAR = 0.05  # per linear, output and input gradient
 # (K, N): the full model's widths, and the other way round; each product averages over one of the two.
@@ -75,6 +76,28 @@ def test_the_backward_uses_the_same_codes(monkeypatch: pytest.MonkeyPatch) -> No
     forward, backward = seen
     assert torch.equal(forward.float(), module.weight.float())
     assert torch.equal(backward.float(), module.weight.float().t())
+
+
+def test_the_fused_feed_forward_layer_is_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its two kernels replaced by their formulas: what is multiplied with what, and whose scales go where."""
+    monkeypatch.setattr(gating, "gate_codes", lambda hidden: quantise_rows(gate(hidden)))
+
+    def gradient_codes(
+        gradient: torch.Tensor, hidden: torch.Tensor, factors: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.enable_grad():
+            wide = hidden.detach().requires_grad_()
+            return quantise_rows(torch.autograd.grad(gate(wide), wide, gradient)[0] * factors)
+
+    monkeypatch.setattr(gating, "gate_gradient_codes", gradient_codes)
+    first, last = linear(64, 192), linear(96, 64, seed=1)
+    x = normal(12, 64, seed=2).bfloat16().requires_grad_()
+    weights = first.weight, first.weight_scale, last.weight, last.weight_scale
+    found, exact = gating._Fp8FeedForward.apply(x, *weights, torch.bfloat16), last(gate(first(x)))
+    assert torch.equal(found, exact)
+    above = normal(12, 64, seed=3).bfloat16()
+    mine, true = (torch.autograd.grad(result, x, above)[0] for result in (found, exact))
+    assert relative(mine, true) < 1e-6
 
 
 def test_a_frozen_input_costs_no_backward_product() -> None:

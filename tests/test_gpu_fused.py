@@ -7,9 +7,10 @@ import pytest
 import torch
 from diffusers.models.normalization import MochiRMSNorm
 from inputs import normal, relative
+from torch import nn
 
 from mochi_lora.engine.fp8 import Fp8Linear, quantise_rows, row_codes, supports_fp8
-from mochi_lora.engine.gating import GatedProjection, gate, gate_gradient, gate_gradient_codes
+from mochi_lora.engine.gating import GatedFeedForward, GatedProjection, gate, gate_codes, gate_gradient, gate_gradient_codes
 from mochi_lora.engine.rotary import joint_pair, rotate
 
 CUDA = torch.device("cuda")
@@ -74,14 +75,29 @@ def test_codes_of_rows_times_factors_are_the_formulas(shape: tuple[int, int]) ->
 
 
 @FP8
+@pytest.mark.parametrize("shape", [(1, 8192), (1000, 8192), (7, 48)], ids=str)
+def test_codes_of_the_gate_are_those_of_its_rows(shape: tuple[int, int]) -> None:
+    hidden = normal(shape[0], 2 * shape[1]).to(CUDA).bfloat16()
+    codes, scale = gate_codes(hidden)
+    exact, exact_scale = quantise_rows(gate(hidden.float()))
+    torch.testing.assert_close(scale, exact_scale, rtol=1e-6, atol=0)
+    assert (codes.float() != exact.float()).float().mean() < 1e-3
+
+
+@FP8
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_an_fp8_projection_with_its_gate_is_the_two_apart(*, compiled: bool) -> None:
-    module = GatedProjection(Fp8Linear(256, 1024, bias=False))
-    module.proj.quantise((normal(1024, 256) / 16).to(CUDA))
+def test_an_fp8_feed_forward_layer_is_its_parts_one_after_another(*, compiled: bool) -> None:
+    layer = GatedFeedForward(nn.ModuleList([GatedProjection(linear(256, 1024)), nn.Dropout(0.0), linear(512, 256)]))
     x = normal(3, 50, 256, seed=1).to(CUDA).bfloat16().requires_grad_()
-    above = normal(3, 50, 512, seed=2).to(CUDA).bfloat16()
-    exact = gate(module.proj(x))
-    found = (torch.compile(module) if compiled else module)(x)
-    assert relative(found.detach().cpu(), exact.detach().cpu()) < 5e-3
+    above = normal(3, 50, 256, seed=2).to(CUDA).bfloat16()
+    exact = layer.net[2](gate(layer.net[0].proj(x)))
+    found = (torch.compile(layer) if compiled else layer)(x)
+    assert relative(found.detach().cpu(), exact.detach().cpu()) < 2e-2
     mine, true = (torch.autograd.grad(result, x, above)[0].cpu() for result in (found, exact))
     assert relative(mine, true) < 2e-2
+
+
+def linear(inputs: int, outputs: int) -> Fp8Linear:
+    made = Fp8Linear(inputs, outputs, bias=False)
+    made.quantise((normal(outputs, inputs) / 16).to(CUDA))
+    return made

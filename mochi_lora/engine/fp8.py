@@ -87,9 +87,10 @@ def _row_codes_fake(values: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor
     return empty_codes(values)
 
 
-def empty_codes(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Room for the codes and scales of [M, K]."""
-    return values.new_empty(values.shape, dtype=CODES), values.new_empty((values.shape[0], 1), dtype=torch.float32)
+def empty_codes(values: torch.Tensor, columns: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Room for the codes and scales of [M, K], K being `columns` or as in `values`."""
+    shape = values.shape if columns is None else (values.shape[0], columns)
+    return values.new_empty(shape, dtype=CODES), values.new_empty((values.shape[0], 1), dtype=torch.float32)
 
 
 def product(

@@ -88,6 +88,19 @@ def _turned(x, cos, sin, ROWS: tl.constexpr, SIZE: tl.constexpr):
 
 
 @triton.jit
+def gate_codes(hidden, codes, scales, size, BLOCK: tl.constexpr):
+    """A row's gate in float32, as a scale and e4m3 codes."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    first = tl.load(hidden + row * 2 * size + column, column < size, 0.0).to(tl.float32)
+    second = tl.load(hidden + row * 2 * size + size + column, column < size, 0.0).to(tl.float32)
+    value = first * second * tl.sigmoid(second)
+    scale = tl.maximum(tl.max(tl.abs(value), axis=0), 1e-12) / 448.0
+    tl.store(scales + row, scale)
+    tl.store(codes + row * size + column, (value * (1.0 / scale)).to(codes.dtype.element_ty), column < size)
+
+
+@triton.jit
 def gate_gradient(gradient, hidden, result, size, BLOCK: tl.constexpr):
     """A row's two halves at once."""
     row = tl.program_id(0).to(tl.int64)

@@ -1,21 +1,22 @@
-"""SwiGLU, the gate of the feed-forward layers: the projection's two halves, first * silu(second).
+"""The feed-forward layers of a block: a gated projection (SwiGLU: first half * silu(second half)), and one back to the width.
 
 Shape legend: M = rows (tokens), N = hidden features, K = input features; the projection makes [M, 2N].
 
-The forward pass is plain torch, which compilers fuse with what follows. Its gradient is one kernel on a GPU: compiled from
-the formula, it reads everything once for each half. Where the projection is a bare fp8 linear, the kernel hands on the codes
-that its product wants, and the gradient of the wide layer, the largest tensor of a block, is never written in bf16.
+The gate's forward pass is plain torch, which compilers fuse with what follows. Its gradient is one kernel on a GPU: compiled
+from the formula, it reads everything once for each half. Where both linears are bare fp8 ones, kernels hand on the codes that
+the next product wants: what the gate makes, and the gradient of the wide layer, the largest tensor of a block, are never
+written in bf16.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.activations import SwiGLU
 from torch import nn
 
-from mochi_lora.engine.fp8 import Fp8Linear, empty_codes, input_gradient, product, quantise_rows
+from mochi_lora.engine.fp8 import Fp8Linear, empty_codes, input_gradient, product, quantise_rows, scaled_codes
 
 try:
     from mochi_lora.engine import fused
@@ -32,21 +33,41 @@ class GatedProjection(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N]."""
-        if fused is None or not x.is_cuda:
-            return gate(self.proj(x))
-        if isinstance(self.proj, Fp8Linear) and self.proj.bias is None:
-            rows = x.reshape(-1, x.shape[-1])
-            gated = _Fp8Gate.apply(rows, self.proj.weight, self.proj.weight_scale, self.proj.compute_dtype)
-            return gated.reshape(*x.shape[:-1], -1)
-        return _Gate.apply(self.proj(x))
+        hidden = self.proj(x)
+        return gate(hidden) if fused is None or not x.is_cuda else _Gate.apply(hidden)
+
+
+class GatedFeedForward(nn.Module):
+    """diffusers' FeedForward under the same names: gated projection, dropout, linear; both may be adapted or quantised."""
+
+    def __init__(self, net: nn.ModuleList) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., K] -> [..., K]."""
+        first, last = self.net[0].proj, self.net[2]
+        if fused is not None and x.is_cuda and _is_bare(first) and _is_bare(last):
+            weights = first.weight, first.weight_scale, last.weight, last.weight_scale
+            return _Fp8FeedForward.apply(x.reshape(-1, x.shape[-1]), *weights, last.compute_dtype).reshape(x.shape)
+        for layer in self.net:
+            x = layer(x)
+        return x
+
+
+def _is_bare(linear: Any) -> TypeGuard[Fp8Linear]:  # noqa: ANN401 - what a module list holds is not typed
+    return isinstance(linear, Fp8Linear) and linear.bias is None
 
 
 def install_gates(blocks: Iterable[Any]) -> None:
-    """Put `GatedProjection` in SwiGLU's place in the feed-forward layers of diffusers' Mochi blocks, once."""
+    """Put `GatedFeedForward` in place of the feed-forward layers of diffusers' Mochi blocks, once."""
     for block in blocks:
-        for layer in (block.ff, block.ff_context):  # the last block has no layer for its text
+        for name in ("ff", "ff_context"):
+            layer = getattr(block, name)  # the last block has no layer for its text
             if layer is not None and isinstance(layer.net[0], SwiGLU):
+                assert layer.net[1].p == 0.0, "the fp8 path has no dropout between gate and linear"
                 layer.net[0] = GatedProjection(layer.net[0].proj).train(layer.training)
+                setattr(block, name, GatedFeedForward(layer.net).train(layer.training))
 
 
 def gate(hidden: torch.Tensor) -> torch.Tensor:
@@ -72,27 +93,45 @@ class _Gate(torch.autograd.Function):
         return gate_gradient(gradients[0], *ctx.saved_tensors)
 
 
-class _Fp8Gate(torch.autograd.Function):
-    """An `Fp8Linear` without bias, and the gate."""
+class _Fp8FeedForward(torch.autograd.Function):
+    """Two `Fp8Linear`s without bias, the gate between them. Nothing but the wide layer is kept for the way back."""
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401
         x: torch.Tensor,
-        weight: torch.Tensor,
-        weight_scale: torch.Tensor,
+        first: torch.Tensor,
+        first_scale: torch.Tensor,
+        last: torch.Tensor,
+        last_scale: torch.Tensor,
         dtype: torch.dtype,
     ) -> torch.Tensor:
-        hidden = product(*quantise_rows(x), weight, weight_scale, dtype)
-        ctx.save_for_backward(hidden, weight, weight_scale)
+        hidden = product(*quantise_rows(x), first, first_scale, dtype)
+        ctx.save_for_backward(hidden, first, first_scale, last, last_scale)
         ctx.dtype = x.dtype
-        return gate(hidden)
+        codes, scale = gate_codes(hidden)
+        return product(codes, scale, last, last_scale, dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
-        hidden, weight, weight_scale = ctx.saved_tensors
-        codes, scale = gate_gradient_codes(gradients[0], hidden, weight_scale)
-        return input_gradient(codes, scale, weight).to(ctx.dtype), None, None, None
+        hidden, first, first_scale, last, last_scale = ctx.saved_tensors
+        above = input_gradient(*scaled_codes(gradients[0], last_scale), last)
+        codes, scale = gate_gradient_codes(above, hidden, first_scale)
+        return input_gradient(codes, scale, first).to(ctx.dtype), None, None, None, None, None
+
+
+@torch.library.custom_op("mochi_lora::gate_codes", mutates_args=())
+def gate_codes(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`gate` of [M, 2N], in float32 and not rounded, as `quantise_rows` gives it: [M, N] e4m3, [M, 1]."""
+    rows, size = hidden.shape[0], hidden.shape[1] // 2
+    codes, scale = empty_codes(hidden, size)
+    fused.gate_codes[(rows,)](hidden.contiguous(), codes, scale, size, BLOCK=fused.power_of_two(size), num_warps=8)
+    return codes, scale
+
+
+@gate_codes.register_fake
+def _gate_codes_fake(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return empty_codes(hidden, hidden.shape[1] // 2)
 
 
 @torch.library.custom_op("mochi_lora::gate_gradient", mutates_args=())
