@@ -15,8 +15,8 @@ from safetensors.torch import load, save
 RECORDED = {
     "asymmdit_small": "c623677942c7fa05c1e22c6c46bda17cd74b6e543698df0a088d9d2bcd568706",
     "asymmdit_cases": "1698d09a59f93f749b1ac819e58ea6471ca318d13308ee8042cf530b51ae6a8a",
-    "vae_encoder": "159c4c1df9ef00107072de6821539a46a16b2340e4ef7e18b3af33c866890ee1",
-    "vae_decoder_tail": "5945bc490faf9304ab56279d84aeb7c40f3ac09881fb45676b983c0230e8239e",
+    "vae_encoder": "2df18fb51c131cdc7f6ab94a76b0ae8dc4ce25ff11ddc29e04bb8a085f137cdd",
+    "vae_decoder_tail": "8b40ca35983e1befb69e22bd3b53931e4c1d2e18c20dc42b39502287324e962d",
 }
 MIXED = {
     "half": normal(3, 5).half(),

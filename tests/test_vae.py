@@ -20,7 +20,7 @@ from mochi_lora.model.vae import MochiVae
 FULL_GOLDEN = os.environ.get("MOCHI_GOLDEN_DIR")
 CHANNELS = (32, 32, 32, 32)  # group norm has 32 groups: no fewer
 WIDTHS = (32, 64, 96, 128)  # of the golden VAE
-CASES = ["case0", "case1", "case2"]  # 1, 7 and 13 frames
+CASES = ["case0", "case1"]  # 1 and 7 frames; of 13 frames only in the full set
 CPU = torch.device("cpu")
 
 
@@ -133,7 +133,7 @@ def test_encoding_equals_genmos(case: str) -> None:
 
 
 @pytest.mark.skipif(FULL_GOLDEN is None, reason="MOCHI_GOLDEN_DIR is not set: the full golden VAE is 11 MB")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, "case2"])
 def test_encoding_and_decoding_equal_genmos_from_end_to_end(case: str) -> None:
     folder = Path(str(FULL_GOLDEN))
     with safe_open(folder / "vae_small_diffusers.safetensors", "pt") as file:
