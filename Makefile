@@ -1,9 +1,10 @@
-# `make quickstart` and `make test` share one .venv; its stamp keeps a second run from calling pip.
+# `make quickstart` and `make test` share one .venv; its stamps keep a second run from calling pip.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TESTS_STAMP := $(VENV)/.installed-tests
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 CONFIG := quickstart.yaml
 TINY := build/mochi-tiny
@@ -27,6 +28,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo 'installing into $(VENV): about 2.4 GB on a CPU machine, a few minutes'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) setuptools torch==2.13.0
+	$(PIP) --no-build-isolation -e '.[eval-builtin]'
+	touch $@
+
+$(TESTS_STAMP): $(STAMP)
 	$(PIP) --no-build-isolation -e '.[test]'
 	touch $@
 
@@ -52,13 +57,13 @@ quickstart: $(STAMP) $(TINY)/model_index.json $(DRAWN)/chalk/drawn.json $(DRAWN)
 	@echo "Before and after, one picture:     runs/quickstart/evaluation/quick-before_after.png"
 	@echo "Report, to open in a browser:      runs/quickstart/evaluation/quick-report.html"
 
-test: $(STAMP) lint
+test: $(TESTS_STAMP) lint
 	$(PYTEST)
 
-test-slow: $(STAMP)
+test-slow: $(TESTS_STAMP)
 	$(PYTEST) -m "slow and not gpu"
 
-lint: $(STAMP)
+lint: $(TESTS_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

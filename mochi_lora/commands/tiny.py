@@ -4,7 +4,6 @@ import shlex
 from pathlib import Path
 
 from mochi_lora.console import console
-from mochi_lora.model.tiny import build_tiny
 from mochi_lora.tiny.pretrained import write_pretrained
 from mochi_lora.tiny.world import FRAMES, HEIGHT, WIDTH
 
@@ -17,6 +16,8 @@ def run(folder: Path, *, random: int | None) -> None:
         write_pretrained(folder)
         console.print(f"mochi-tiny, trained: {folder}", markup=False)
     else:
+        from mochi_lora.model.tiny import build_tiny  # noqa: PLC0415 - diffusers: seconds that a copy of files does not need
+
         build_tiny(folder, seed=random)
         console.print(f"tiny model, random weights of seed {random}: {folder}", markup=False)
     size = f"--sample.frames {FRAMES} --sample.height {HEIGHT} --sample.width {WIDTH}"

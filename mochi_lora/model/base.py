@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mochi_lora.errors import UserError
 
+TINY_MARKER = "tiny.json"  # in a folder that holds mochi-tiny, trained or random: which one it is
 _CHUNK = 1 << 16
 _SAMPLES = 64
 

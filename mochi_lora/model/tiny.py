@@ -17,9 +17,9 @@ from transformers.utils import logging as transformers_logging
 
 from mochi_lora import spec
 from mochi_lora.data.whole_folder import write_whole
+from mochi_lora.model.base import TINY_MARKER
 from mochi_lora.model.weights import random_transformer
 
-MARKER = "tiny.json"
 TEXT_WIDTH = 64
 # 6 x 32 = 192 wide. Text stream 96 as 3072 : 1536 in the real one; 8/3 x 192 and 8/3 x 96 make the feed-forwards 512 and
 # 256 wide, whereas 64 would give 170, which no 8-bit or 4-bit kernel takes.
@@ -72,7 +72,7 @@ def build_tiny(folder: Path, *, seed: int = 0) -> Path:
         _pipeline(seed).save_pretrained(draft)
 
     marker = {"version": _VERSION, "seed": seed}
-    return write_whole(folder, marker=MARKER, content=marker, what=f"the tiny model of seed {seed}", fill=fill)
+    return write_whole(folder, marker=TINY_MARKER, content=marker, what=f"the tiny model of seed {seed}", fill=fill)
 
 
 def _pipeline(seed: int) -> MochiPipeline:

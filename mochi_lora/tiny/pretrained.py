@@ -6,8 +6,7 @@ from pathlib import Path
 from mochi_lora.data.whole_folder import write_whole
 from mochi_lora.errors import UserError
 from mochi_lora.files import digest_of
-from mochi_lora.model.base import fingerprint
-from mochi_lora.model.tiny import MARKER
+from mochi_lora.model.base import TINY_MARKER, fingerprint
 
 WEIGHTS = Path(__file__).parent / "weights"  # a diffusers folder, as `mochi_lora.tiny.pretrain` writes it, with its model card
 _PARTS = ("transformer", "vae", "text_encoder", "tokenizer")
@@ -23,7 +22,7 @@ def write_pretrained(folder: Path) -> Path:
         message = f"this installation lacks mochi-tiny's weights, expected in {WEIGHTS}"
         raise UserError(f"{message}; install mochi-lora again, or take random ones: mochi-lora tiny FOLDER --random 0")
     marker = {"version": 1, "pretrained": digest_of([fingerprint(WEIGHTS / part) for part in _PARTS])[:16]}
-    return write_whole(folder, marker=MARKER, content=marker, what="this release's mochi-tiny", fill=_copy)
+    return write_whole(folder, marker=TINY_MARKER, content=marker, what="this release's mochi-tiny", fill=_copy)
 
 
 def _copy(draft: Path) -> None:
