@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from mochi_lora.cli import main
+from mochi_lora.files import digest_of
 from mochi_lora.model.adapter_file import load_adapter, read_provenance, save_adapter
 from mochi_lora.tiny.dataset import DrawnSet, draw_clips
 from mochi_lora.tiny.pretrained import WEIGHTS
@@ -93,6 +94,11 @@ def words(lesson: Lesson, folder: Path) -> list[str]:
     ]
 
 
+def settings_digest(lesson: Lesson) -> str:
+    """Of the recipe, whatever its comments, and what the lesson changes in it: a changed recipe asks for its adapter anew."""
+    return digest_of({"recipe": yaml.safe_load(lesson.recipe.read_text(encoding="utf-8")), "settings": lesson.settings})
+
+
 def make(name: str) -> Path:
     """Train one and keep it."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -105,7 +111,8 @@ def make(name: str) -> Path:
         adapter = load_adapter(made)
         adapter.tensors.update({key: tensor.half() for key, tensor in adapter.tensors.items()})
         origin = read_provenance(made)
-        save_adapter(FOLDER / f"{name}.safetensors", adapter, {"step": origin["step"], "lesson": name})
+        facts = {"step": origin["step"], "lesson": name, "settings": settings_digest(LESSONS[name])}
+        save_adapter(FOLDER / f"{name}.safetensors", adapter, facts)
     return FOLDER / f"{name}.safetensors"
 
 

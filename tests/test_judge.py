@@ -9,6 +9,7 @@ from PIL import Image
 from mochi_lora.streams import Purpose, stream
 from mochi_lora.tiny import world
 from mochi_lora.tiny.judge import accuracy, judge
+from mochi_lora.tiny.looks import LOOKS
 from mochi_lora.tiny.render import render
 from mochi_lora.tiny.style import style_score
 
@@ -58,11 +59,11 @@ def test_chalk_is_read():
 
 
 @pytest.mark.slow
-def test_two_hundred_of_each_are_read():
-    assert min(rates(200, "base").values()) == 1.0
-    assert min(rates(200, "base", worn).values()) >= 0.97
-    assert min(rates(200, "chalk").values()) >= 0.97
-    found = rates(200, "chalk", worn)
+def test_a_hundred_of_each_are_read():
+    assert min(rates(100, "base").values()) == 1.0
+    assert min(rates(100, "base", worn).values()) >= 0.97
+    assert min(rates(100, "chalk").values()) >= 0.97
+    found = rates(100, "chalk", worn)
     assert min(found[word] for word in ("colour", "shape", "motion", "background")) >= 0.95
 
 
@@ -153,4 +154,15 @@ def test_a_board_alone_is_not_the_style():
     for scene in scenes(20):
         base, chalk = render(scene).copy(), render(scene, "chalk")
         inside = np.ptp(base, axis=-1) > 100
-        assert style_score(np.where(inside[..., None], base, chalk), scene) < 0.8
+        assert style_score(np.where(inside[..., None], base, chalk), scene) < 0.7
+
+
+def test_no_look_that_mochi_tiny_knows_passes_for_chalk():
+    """Neon and tapestry are dark and outlined as well: on the line from base to chalk they lie where chalk does."""
+    means = {look.word: float(np.mean([style_score(render(scene, look), scene) for scene in scenes(16)])) for look in LOOKS}
+    assert max(means.values()) < 0.63, "two thirds is what an adapter of the style must reach"
+
+
+def test_a_style_without_a_name_is_not_chalk():
+    with pytest.raises(AssertionError, match="expected one of"):
+        render(scenes(1)[0], "neon")

@@ -19,6 +19,7 @@ from mochi_lora.model.vae import MochiVae
 from mochi_lora.model.weights import load_transformer
 from mochi_lora.streams import Purpose, stream
 from mochi_lora.tiny import exam, pretrain, transformer_stage, vae_stage, world
+from mochi_lora.tiny import stage as stage_room
 from mochi_lora.tiny.architecture import TRANSFORMER, new_transformer, new_vae
 from mochi_lora.tiny.looks import LOOKS
 from mochi_lora.tiny.render import render_batch, scene_batch
@@ -120,6 +121,21 @@ def test_three_steps_lower_the_vaes_loss(tmp_path, monkeypatch):
     assert stage.run(loss, replace(vae_stage._BUDGET, steps=4, warmup=1, minutes=9.0))
     found = [float(loss.detach()) for loss in losses]
     assert found[-1] < 0.8 * found[0], found
+
+
+def test_a_killed_call_loses_only_the_steps_since_it_last_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage_room, "_SAVE_EVERY", 2)
+    begun = stage_room.Stage(tmp_path / "s.pt", {"one": torch.nn.Linear(2, 2)}, betas=(0.9, 0.99), decay=0.9)
+
+    def loss(step):
+        if step == 5:
+            raise KeyboardInterrupt
+        return begun.modules["one"].weight.square().sum()
+
+    with pytest.raises(KeyboardInterrupt):
+        begun.run(loss, stage_room.Budget(steps=9, minutes=9.0, warmup=1, learning_rate=0.1))
+    again = stage_room.Stage(tmp_path / "s.pt", {"one": torch.nn.Linear(2, 2)}, betas=(0.9, 0.99), decay=0.9)
+    assert again.step == 4
 
 
 def test_the_vaes_exam_knows_a_perfect_one_from_a_fresh_one(vae, monkeypatch):

@@ -20,7 +20,7 @@ from mochi_lora.tiny.world import FRAMES, HEIGHT, WIDTH, Scene, place
 
 _WORDS = ("colour", "shape", "motion")
 _SIZE = (FRAMES, HEIGHT, WIDTH)
-_VERSION = 1  # of what is remembered
+_VERSION = 2  # of what is remembered
 _LABELS = {"style": "Style, 0 base to 1 chalk", "colour": "Colour right", "shape": "Shape right", "motion": "Motion right"}
 
 

@@ -2,7 +2,7 @@
 
 A base model knows many styles, and an adapter's new one leans on them. One that has only ever painted in one way gives a
 trigger word nothing to hold on to: a LoRA then learns the style, but for every prompt. Twelve looks are made by hand, twenty by
-chance, so that what lies between them is known too. None is chalk, and no ground comes near its board.
+chance, so that what lies between them is known too. None is chalk, and no ground that covers the scenery comes near its board.
 """
 
 from dataclasses import dataclass

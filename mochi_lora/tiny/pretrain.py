@@ -1,7 +1,7 @@
 """`python -m mochi_lora.tiny.pretrain FOLDER`: make mochi-tiny again, from nothing, on one GPU.
 
-Two stages, VAE and transformer with text encoder. Each call trains for at most eight minutes a stage, saves, and says what to
-do next; call it again until it prints its marks and writes the model. Nothing is downloaded: the world is drawn.
+Two stages, VAE and transformer with text encoder. Each call trains for at most eight minutes a stage, saves as it goes, and
+says what to do next; call it again until it prints its marks and writes the model. Nothing is downloaded: the world is drawn.
 """
 
 import argparse

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from mochi_lora.tiny.looks import Look, paint_look
-from mochi_lora.tiny.scenery import BOARD, Style, board, grain, grounds, inks, lines, rough_grounds
+from mochi_lora.tiny.scenery import BOARD, STYLES, Style, board, grain, grounds, inks, lines, rough_grounds
 from mochi_lora.tiny.world import BACKGROUNDS, COLOURS, FRAMES, HEIGHT, SHAPES, WIDTH, Scene, Shape, track
 
 _CHALK_WIDTH = 3.0
@@ -74,6 +74,7 @@ def render(scene: Scene, style: Style | Look = "base") -> np.ndarray:
 
 def render_batch(scenes: SceneBatch, style: Style | Look = "base") -> torch.Tensor:
     """Scenes -> uint8 [N, F, H, W, 3] on their device. A GPU needs some 6 MB a scene: split large batches."""
+    assert isinstance(style, Look) or style in STYLES, f"expected one of {STYLES} or a Look, got {style!r}"
 
     def paint(part: SceneBatch, distances: torch.Tensor) -> torch.Tensor:
         if isinstance(style, Look):

@@ -16,6 +16,7 @@ from mochi_lora.console import console
 from mochi_lora.errors import DamagedFileError
 from mochi_lora.files import write_atomic
 
+_SAVE_EVERY = 250  # steps: half a minute, which is what a kill loses
 _AVERAGE_FROM = 200  # steps: before that the average would remember the initial weights
 
 
@@ -62,7 +63,8 @@ class Stage:
             self._optimizer.zero_grad()
             self._follow()
             self.step += 1
-            if self.step % 250 == 0 or self.step == budget.steps:
+            if self.step % _SAVE_EVERY == 0 or self.step == budget.steps:
+                self._save()
                 pace = (time.monotonic() - start) / (self.step - first)
                 left = (budget.steps - self.step) * pace / 60
                 told = f"{self._path.stem} {self.step}/{budget.steps}  loss {float(loss.detach()):.5f}"

@@ -1,10 +1,14 @@
-"""How far a clip lies between the base rendering of its scene (0) and the chalk rendering (1).
+"""How near a clip is to the chalk rendering of its scene (1), where the base rendering of the scene is 0.
 
 Three aspects, one third each, because a style is only there when all of it is: the ground (a board instead of the
 scenery), the fill (an outline instead of a solid), and the edges (strokes). Each aspect is a list of quantiles over all
 pixels of the clip: a quantile does not know where the object is, so a clip may place it anywhere.
+
+An aspect's score is what is gone of the distance from base to chalk. Its place on the line between them alone would not do:
+dark grounds and outlines of another colour lie far along that line and far beside it, and neon would score as chalk does.
 """
 
+import cv2
 import numpy as np
 
 from mochi_lora.tiny.render import render
@@ -14,29 +18,30 @@ _GROUND = np.linspace(0.10, 0.75, 14)  # of each colour channel; the object has 
 _FILL = np.linspace(0.90, 0.995, 20)  # of saturation: the object is the most saturated thing
 _EDGES = np.linspace(0.85, 0.99, 15)  # of the luma's gradient
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_SOFT = (3, 3)  # weights 1 2 1 both ways: the grain of single pixels is more than mochi-tiny's VAE can hold
 _STRIDE = 3  # every third frame says the same as all of them
 
 
 def style_score(frames: np.ndarray, scene: Scene) -> float:
-    """0 as the base rendering of `scene`, 1 as the chalk rendering, not clipped; frames uint8 [F, H, W, 3].
+    """0 as the base rendering of `scene`, 1 as the chalk rendering, below 0 farther from it; frames uint8 [F, H, W, 3].
 
-    Of `scene`, words and sizes matter, the position does not: over other clips of the same words the mean stays 0 or 1
-    within 0.02, one clip's standard deviation is 0.04.
+    Of `scene`, words and sizes matter, the position does not: over other clips of the same words the means are 0.00 for base
+    and 0.96 for chalk, one clip's standard deviation is 0.04. Chalk that went through mochi-tiny's VAE scores 0.82 on average,
+    the nearest of the looks it was trained on, woodcut, 0.57.
     """
     assert frames.dtype == np.uint8, f"expected uint8, got {frames.dtype}"
     base, chalk = _aspects(render(scene, "base")), _aspects(render(scene, "chalk"))
-    return float(np.mean([_between(*aspect) for aspect in zip(_aspects(frames), base, chalk, strict=True)]))
+    return float(np.mean([_nearness(*aspect) for aspect in zip(_aspects(frames), base, chalk, strict=True)]))
 
 
-def _between(measured: np.ndarray, zero: np.ndarray, one: np.ndarray) -> float:
-    """Where the projection of `measured` falls on the line from `zero` to `one`."""
-    line = one - zero
-    return float((measured - zero) @ line / (line @ line))
+def _nearness(measured: np.ndarray, zero: np.ndarray, one: np.ndarray) -> float:
+    """What is gone of the distance from `zero` to `one`."""
+    return float(1 - np.linalg.norm(measured - one) / np.linalg.norm(zero - one))
 
 
 def _aspects(frames: np.ndarray) -> list[np.ndarray]:
     """Ground, fill and edges of one clip."""
-    pixels = frames[::_STRIDE].astype(np.float32)
+    pixels = np.stack([cv2.GaussianBlur(frame.astype(np.float32), _SOFT, 0) for frame in frames[::_STRIDE]])
     luma = pixels @ _LUMA
     gradient = np.hypot(np.diff(luma, axis=2)[:, :-1], np.diff(luma, axis=1)[:, :, :-1])
     red, green, blue = np.moveaxis(pixels, -1, 0)
