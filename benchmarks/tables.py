@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from itertools import product
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +119,7 @@ def _errors() -> str:
 def _predicted() -> str:
     """Of the committed constants: the fastest plan on each card, at three lengths."""
     rows = []
-    for card, frames in product(cards(), _LENGTHS):
-        pick = _pick(card, frames)
+    for card, (frames, pick) in ((card, pick) for card, picks in _picks() for pick in picks.items()):
         if pick is None:
             rows.append([card.name, str(frames), "none fits", "", "", ""])
             continue
@@ -134,13 +133,19 @@ def _predicted() -> str:
 def _cards() -> str:
     """The same for people who look for their card: a row each, and how long a run takes."""
     rows = []
-    for card in cards():
-        picks = [_pick(card, frames) for frames in _LENGTHS]
-        paces = ["does not fit" if pick is None else f"{_range(card, pick.seconds)} s" for pick in picks]
-        hours = "" if picks[0] is None else f"{_range(card, picks[0].seconds * _RUN / 3600)} h"
+    for card, picks in _picks():
+        paces = ["does not fit" if pick is None else f"{_range(card, pick.seconds)} s" for pick in picks.values()]
+        short = picks[_LENGTHS[0]]
+        hours = "" if short is None else f"{_range(card, short.seconds * _RUN / 3600)} h"
         rows.append([card.name, f"{card.memory_gib:.0f} GiB", *paces, hours])
     lengths = [f"{frames} frames ({frames / FRAMES_PER_SECOND:.1f} s)" for frames in _LENGTHS]
     return _markdown(("GPU", "Memory", *lengths, f"{_RUN:,} steps at {_LENGTHS[0]} frames"), rows)
+
+
+@cache
+def _picks() -> list[tuple[Card, dict[int, Forecast | None]]]:
+    """Card, and by length the plan picked for it; half a second each, and several tables ask."""
+    return [(card, {frames: _pick(card, frames) for frames in _LENGTHS}) for card in cards()]
 
 
 def _pick(card: Card, frames: int) -> Forecast | None:
