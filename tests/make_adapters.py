@@ -69,9 +69,11 @@ LESSONS = {
         (
             *RANK_4,
             "--train.steps",
-            "1200",
+            "2400",
+            "--train.learning_rate",
+            "2e-3",
             "--train.batch_size",
-            "4",
+            "3",
             "--data.validation_fraction",
             "0",
             "--train.validate_every",

@@ -55,7 +55,7 @@ def test_the_axes_of_a_healthy_adapter_move_as_ground_truth_says(healthy):
     assert axes["style"]["difference"]["low"] > 0
     assert "worse" not in {axes[axis]["conclusion"] for axis in ("align", "quality")}
     truth = {what: after - before for what, (before, after) in healthy["truth"].items()}
-    assert truth.pop("Style, 0 base to 1 chalk") > 0.4
+    assert truth.pop("Style, 0 base to 1 chalk") > 1 / 3
     words_came_true = sum(truth.values()) / len(truth)
     assert abs(words_came_true - axes["align"]["difference"]["value"]) < 0.15, "both count words that came true"
 
