@@ -20,6 +20,7 @@ from mochi_lora.evaluation.results import (
     Pair,
     StrengthPoint,
     Sweep,
+    Tally,
     Verdict,
 )
 from mochi_lora.inference.video import write_mp4
@@ -37,7 +38,8 @@ NUMBERS = {
     "quality.motion_smoothness": (0.981, 0.983, 0.002),
     "quality.motion_amount": (3.41, 3.12, 0.31),
     "align.clip": (0.291, 0.288, 0.005),
-    "align.retrieval": (0.88, 0.85, 0.06),
+    "align.clip_first": (0.88, 0.85, 0.06),
+    "align.clip_rank": (1.22, 1.31, 0.12),
     "style.descriptor": (0.312, 0.684, 0.041),
     "style.gram": (0.41, 0.79, 0.05),
     "style.distance": (0.214, 0.047, 0.02),
@@ -70,7 +72,7 @@ def comparison(measure, prompt_set="trigger", conclusion=None, **changes):
         prompts=30,
         p_value=None if context else 0.0002 if gain > half else 0.21,
         p_adjusted=(0.0006 if gain > half else 0.021) if measure in PRIMARIES and prompt_set == "trigger" else None,
-        win_rate=0.93 if gain > half else 0.47,
+        tally=Tally(28, 0, 2) if gain > half else Tally(12, 4, 14),
         effect_size=None if context else 1.84 if gain > half else 0.09,
         margin=margin if prompt_set == "trigger" else None,
         conclusion=conclusion,
@@ -137,6 +139,7 @@ def memorisation(folder: Path | None, conclusion="does not memorise"):
         nearest=nearest,
         motion_similarity=0.31,
         conclusion=conclusion,
+        scope="Looked at were 8 videos of the adapter on captions of training clips, each against the training clips (64).",
     )
 
 
@@ -162,7 +165,7 @@ def worked() -> Evaluation:
         adapter="runs/chalk/adapter",
         base_model="genmo/mochi-1-preview",
         quick=False,
-        comparable=True,
+        incomparable=(),
         backbones={"subject": "facebook/dinov2-base, revision f9e44c8", "style": "yuxi-liu-wired/CSD, revision 0f1a2b3"},
         settings={
             "prompts per set": "30",
@@ -211,7 +214,7 @@ def quick() -> Evaluation:
     return replace(
         worked(),
         quick=True,
-        comparable=False,
+        incomparable=tuple(row.measure for row in rows if row.measure != "quality.motion_amount"),
         verdict=verdict,
         comparisons=rows,
         bleed=(),
@@ -268,7 +271,7 @@ def nothing() -> Evaluation:
         adapter="a",
         base_model="b",
         quick=False,
-        comparable=True,
+        incomparable=(),
         backbones={},
         settings={},
         verdict=Verdict("Nothing could be measured.", None, (), ()),

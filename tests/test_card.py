@@ -30,6 +30,7 @@ from mochi_lora.files import sha256_of_file
 from mochi_lora.inference.video import video_name
 from mochi_lora.interop.adapter_formats import read_stored, stored_factors
 from mochi_lora.interop.factors import difference, factors_of
+from mochi_lora.measures.backbones import BUILTIN_IMAGE, BUILTIN_STYLE
 from mochi_lora.model.adapter import Adapter
 from mochi_lora.model.adapter_file import load_adapter, read_provenance, save_adapter
 from mochi_lora.report.card import REPOSITORY, is_as_written, with_repository
@@ -256,6 +257,74 @@ def test_an_adapter_comfyui_cannot_hold_says_so(moved, load_tiny):
     assert "There is no file for ComfyUI" in parts(folder)[1]
 
 
+# After an evaluation
+
+
+def test_an_evaluation_goes_into_the_card_that_is_there_and_its_licence_stays(moved):
+    folder = card.run(moved, licence="cc-by-4.0")
+    assert "It was not evaluated against its base." in parts(folder)[1]
+    evaluated(moved, VARIANTS["worked"](), final_adapter(moved))
+    card.retell(moved, final_adapter(moved))
+    front, text = parts(folder)
+    assert "**Verdict: positive.**" in text
+    assert front["license"] == "cc-by-4.0"
+
+
+@pytest.mark.slow
+def test_evaluate_brings_the_runs_card_up_to_date_unless_it_was_changed_by_hand(finished, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(load_config(finished, []).run.folder, folder)
+    networks = {
+        "subject": BUILTIN_IMAGE,
+        "background": BUILTIN_IMAGE,
+        "style": BUILTIN_STYLE,
+        "text": "null",
+        "video_text": "null",
+    }
+    settings = {f"backbones.{role}": name for role, name in networks.items()}
+    settings |= {"run.folder": str(folder), "evaluation.prompts": "['bbb style, a fox', 'bbb style, a ball']"}
+    call = [
+        "evaluate",
+        "--quick",
+        "--config",
+        str(finished),
+        *(word for key in settings for word in (f"--{key}", settings[key])),
+    ]
+    assert main([*call, "--output", str(tmp_path / "elsewhere")]) == 0
+    assert "It was not evaluated against its base." in parts(folder / "publish")[1]
+    assert main(call) == 0
+    text = parts(folder / "publish")[1]
+    assert "**Verdict: indicative.**" in text
+    assert "| bbb style, a ball | 0 | [video](videos/base-2.mp4) | [video](videos/adapter-2.mp4) |" in text
+    (folder / "publish" / "README.md").write_text("My own words.\n")
+    capsys.readouterr()
+    assert main(call) == 0
+    assert "the model card was left as it is: " in " ".join(capsys.readouterr().out.split())
+    assert (folder / "publish" / "README.md").read_text() == "My own words.\n"
+
+
+def test_a_card_changed_by_hand_stays_as_it_is_after_an_evaluation(moved):
+    path = card.run(moved) / "README.md"
+    path.write_text("My own words.\n")
+    evaluated(moved, VARIANTS["worked"](), final_adapter(moved))
+    with pytest.raises(UserError, match="was changed by hand"):
+        card.retell(moved, final_adapter(moved))
+    assert path.read_text() == "My own words.\n"
+
+
+def test_no_evaluation_makes_a_card_or_changes_one_that_is_about_another_adapter(finished, moved):
+    evaluated(moved, VARIANTS["worked"](), final_adapter(moved))
+    card.retell(moved, final_adapter(moved))
+    assert not (moved.run.folder / "publish").exists()
+    best = load_config(finished, []).run.folder / "adapters" / "best.safetensors"
+    written = (card.run(moved, adapter=best) / "README.md").read_bytes()
+    card.retell(moved, final_adapter(moved))
+    assert (moved.run.folder / "publish" / "README.md").read_bytes() == written
+    written = (card.run(moved) / "README.md").read_bytes()
+    card.retell(moved, best)
+    assert (moved.run.folder / "publish" / "README.md").read_bytes() == written
+
+
 # What it shows
 
 
@@ -283,7 +352,7 @@ def test_a_quick_look_is_told_as_one(moved):
     text = parts(card.run(moved))[1]
     assert "**Verdict: indicative.**" in text
     assert "nothing was tested" in text
-    assert "not comparable with other people's numbers" in text
+    assert "Not comparable with other people's numbers: Subject consistency, Frame-text alignment, Style similarity." in text
 
 
 def test_the_evaluation_of_another_file_is_not_told(moved, tmp_path):

@@ -8,7 +8,7 @@ from evaluation_rows import ALIGN, LEVELS, QUALITY, STYLE, clips, design, shifte
 
 from mochi_lora.errors import UserError
 from mochi_lora.evaluation.compare import compare
-from mochi_lora.evaluation.results import Comparison, Row
+from mochi_lora.evaluation.results import Comparison, Row, Tally
 
 PRIMARIES = (STYLE, ALIGN, QUALITY)
 
@@ -29,7 +29,7 @@ def test_style_up_and_nothing_lost():
     assert style.difference.value == pytest.approx(0.2, abs=0.003)
     assert style.adapter - style.base == pytest.approx(style.difference.value)
     assert style.difference.low > 0
-    assert (style.conclusion, style.win_rate, style.prompts, style.margin) == ("better", 1.0, 12, None)
+    assert (style.conclusion, style.tally, style.prompts, style.margin) == ("better", Tally(12, 0, 0), 12, None)
     assert style.p_value == 2 * 2**-12
     assert {found[measure, "trigger"].conclusion for measure in (ALIGN, QUALITY)} <= {"better", "no worse"}
     assert found[ALIGN, "trigger"].margin == 0.01
@@ -79,7 +79,7 @@ def test_less_is_better_where_the_catalogue_says_so(change, conclusion):
     one = compared(rows, measures=(STYLE, ALIGN, measure), **fixed)[measure, "trigger"]
     assert one.difference.value == pytest.approx(change, abs=0.01)
     assert one.conclusion == conclusion
-    assert one.win_rate == (1.0 if conclusion == "better" else 0.0)
+    assert one.tally == (Tally(12, 0, 0) if conclusion == "better" else Tally(0, 0, 12))
 
 
 def test_context_is_never_tested():
@@ -196,7 +196,7 @@ def test_an_adapter_that_changes_nothing_is_no_worse_and_no_better():
     found = compared(base + same)
     assert [found[name, "trigger"].conclusion for name in PRIMARIES] == ["unclear", "no worse", "no worse"]
     assert found[STYLE, "trigger"].difference == type(found[STYLE, "trigger"].difference)(0.0, 0.0, 0.0)
-    assert found[STYLE, "trigger"].win_rate == 0.5
+    assert found[STYLE, "trigger"].tally == Tally(0, 12, 0)
     assert found[STYLE, "trigger"].effect_size is None
 
 

@@ -170,6 +170,13 @@ def test_a_quick_evaluation_leaves_everything_behind_and_makes_nothing_twice(wor
     assert {one["p_value"] for one in found["comparisons"]} == {None}
     assert {one["conclusion"] for one in found["comparisons"]} == {"indicative", "context"}
     assert len((folder / "quick-clips.jsonl").read_text().splitlines()) == 2 * 4
+    gaps = {gap["what"]: gap["because"] for gap in found["missing"]}
+    assert {gaps[part] for part in ("bleed", "curve", "losses")} == {"a quick look leaves this out"}
+    assert "one seed" in gaps["diversity"]
+    assert "the same number" in gaps["quality.background_consistency"]
+    assert "quality.subject_consistency" in found["incomparable"]
+    assert "quality.warp_error" not in found["incomparable"], "no network measures it"
+    assert "diversity" not in found["incomparable"], "it is not there"
     capsys.readouterr()
     made = {path: path.stat().st_mtime_ns for kind in ("mp4", "safetensors") for path in folder.glob(f"*/**/*.{kind}")}
     assert main(call) == 0
@@ -276,6 +283,8 @@ def test_clips_made_elsewhere_are_judged_where_they_lie(judge, clips):
     assert judge(clips) == 0
     found = results(clips)
     assert (found["sweep"], found["strength_zero_is_base"], found["grids"]) == (None, None, [])
+    elsewhere = {gap["what"] for gap in found["missing"] if gap["because"].startswith("the clips were made elsewhere")}
+    assert elsewhere == {"sweep", "curve", "losses"}
     assert "made elsewhere" in found["base_model"], "the configuration's base made none of these"
     assert set(found["truth"]) == {"Style, 0 base to 1 chalk", "Colour right", "Shape right", "Motion right"}
 
@@ -328,7 +337,7 @@ def test_without_a_network_for_text_the_verdict_says_what_to_set(judge, clips):
     assert judge(clips, *few(video_text="null")) == 0
     found = results(clips)
     gaps = {gap["what"]: gap["because"] for gap in found["missing"]}
-    assert "backbones.text and backbones.video_text are null" in gaps["align.retrieval"]
+    assert "backbones.text and backbones.video_text are null" in gaps["align.video"]
     assert "backbones.text and backbones.video_text are null" in found["verdict"]["headline"]
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
-from report_example import NASTY, VARIANTS, missing_parts, nothing, pairs, quick, worked, write_files
+from report_example import NASTY, VARIANTS, comparison, missing_parts, nothing, pairs, quick, worked, write_files
 
 from mochi_lora.errors import UserError
-from mochi_lora.evaluation.results import Interval, Missing, Pair, SetDistance
+from mochi_lora.evaluation.results import Interval, Missing, Pair, SetDistance, Tally
 from mochi_lora.inference.video import write_mp4
 from mochi_lora.measures.catalogue import MEASURES
 from mochi_lora.report import pictures, plots, wording
@@ -172,6 +172,47 @@ def test_quick_and_built_in_networks_are_said_so(tmp_path):
     other = page_of(tmp_path, worked()).text
     assert "nothing was tested" not in other
     assert "Not comparable" not in other
+
+
+def test_only_what_small_networks_measured_is_named_as_not_comparable(tmp_path):
+    found = replace(worked(), incomparable=("style.gram", "diversity"))
+    page = page_of(tmp_path, found).text
+    assert "Not comparable with other people’s numbers: Texture and colour, Diversity." in page
+    markdown = write_markdown(tmp_path, found).read_text(encoding="utf-8")
+    assert "> Not comparable with other people's numbers: Texture and colour, Diversity." in markdown
+
+
+@pytest.mark.parametrize(
+    ("measure", "tally", "said"),
+    [
+        ("style.descriptor", Tally(1, 6, 1), "Better on 1, equal on 6, worse on 1 of 8 prompts."),
+        ("quality.warp_error", Tally(0, 0, 1), "Better on 0, equal on 0, worse on 1 of 1 prompt."),
+        ("diversity", Tally(5, 0, 3), "Larger on 5, equal on 0, smaller on 3 of 8 prompts."),
+    ],
+)
+def test_prompts_that_tie_are_counted_as_ties(measure, tally, said):
+    row = comparison(measure, tally=tally, prompts=tally.better + tally.equal + tally.worse)
+    assert wording.evidence(row).startswith(said)
+
+
+def test_gaps_of_one_reason_are_told_together(tmp_path):
+    because = "2 of 8 clips have fewer than three frames"
+    names = ("quality.warp_error", "quality.motion_smoothness")
+    found = replace(worked(), missing=(Missing(names[0], because), Missing("curve", "no"), Missing(names[1], because)))
+    assert f"Warp error, Motion smoothness, because {because}. Checkpoints, because no." in page_of(tmp_path, found).text
+    markdown = write_markdown(tmp_path, found).read_text(encoding="utf-8")
+    assert f"- Warp error, Motion smoothness, because {because}.\n- Checkpoints, because no.\n" in markdown
+
+
+def test_a_quick_look_tells_no_chance(tmp_path):
+    apart = SetDistance("style.distance", 0.3, 0.1, None, None)
+    found = replace(quick(), distance=apart)
+    for text in (page_of(tmp_path, found).text, write_markdown(tmp_path, found).read_text(encoding="utf-8")):
+        assert "nearer than the base’s (distance 0.100 with the adapter, 0.300 without, 0 is none)" in text
+        assert not re.search(r"\bP\s*[<=]", text.replace("&lt;", "<"))
+        assert "told apart" not in text
+        assert "chance alone" not in text
+        assert "beyond chance" not in text
 
 
 def test_a_question_without_its_measure_says_why(tmp_path):
@@ -383,8 +424,8 @@ def test_results_of_something_else_are_refused_by_name(tmp_path):
         read_results(tmp_path)
     path = write_results(tmp_path, worked())
     content = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(content | {"format": "mochi-lora evaluation 0"}), encoding="utf-8")
-    with pytest.raises(UserError, match=r"evaluation 0.*expected.*evaluation 1"):
+    path.write_text(json.dumps(content | {"format": "mochi-lora evaluation 1"}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"evaluation 1.*expected.*evaluation 2.*again"):
         read_results(tmp_path)
     del content["comparisons"][0]["margin"]
     path.write_text(json.dumps(content), encoding="utf-8")

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from mochi_lora.evaluation.results import Tally
 from mochi_lora.evaluation.statistics import (
     ALPHA,
     bootstrap_interval,
@@ -18,7 +19,7 @@ from mochi_lora.evaluation.statistics import (
     sign_flip_p,
     spearman,
     student_quantile,
-    win_rate,
+    tally,
 )
 
 
@@ -148,8 +149,16 @@ def test_effect_size_is_in_standard_deviations():
     assert effect_size([1.0]) is None
 
 
-def test_ties_are_half_a_win():
-    assert win_rate([1.0, 2.0, 0.0, -1.0]) == 0.625
+def test_a_tie_is_no_win():
+    assert tally([0.0, 1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 3.0, 3.5]) == Tally(better=2, equal=2, worse=1)
+
+
+def test_values_that_differ_by_rounding_alone_are_a_tie():
+    seeds = np.array([0.1, 0.2, 0.3]), np.array([0.3, 0.2, 0.1])
+    before, after = (side.sum() / 3 for side in seeds)
+    assert before != after
+    assert tally([before], [after]) == Tally(0, 1, 0)
+    assert tally([0.25], [0.25 + 1e-7]) == Tally(1, 0, 0)
 
 
 def test_rank_correlation_sees_order_alone():

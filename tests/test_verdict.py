@@ -5,7 +5,7 @@ from functools import partial
 from typing import get_args
 
 import pytest
-from evaluation_rows import ALIGN, QUALITY, STYLE
+from evaluation_rows import ALIGN, QUALITY, STYLE, design
 
 from mochi_lora.config.schema import Config
 from mochi_lora.evaluation.advice import _ADVICE, Finding, advise
@@ -19,6 +19,7 @@ from mochi_lora.evaluation.results import (
     Missing,
     StrengthPoint,
     Sweep,
+    Tally,
     Verdict,
 )
 from mochi_lora.evaluation.verdict import give_verdict
@@ -39,7 +40,7 @@ def comparison(measure: str, conclusion: str, *, base: float = 0.5, change: floa
         "prompts": 30,
         "p_value": None if conclusion == "indicative" else 0.01,
         "p_adjusted": None if conclusion == "indicative" else 0.03,
-        "win_rate": 0.8,
+        "tally": Tally(24, 0, 6),
         "effect_size": 1.0,
         "margin": 0.01 if measure in (ALIGN, QUALITY) else None,
         "conclusion": conclusion,
@@ -58,7 +59,7 @@ def memorisation(conclusion: str) -> Memorisation:
 
 def verdict(comparisons=None, *, bleed=(), copies=None, sweep=None, curve=None, missing=(), quick=False) -> Verdict:
     found = three() if comparisons is None else comparisons
-    return give_verdict(found, bleed, copies, sweep, curve, missing, quick=quick)
+    return give_verdict(found, bleed, copies, sweep, curve, missing, design(quick=quick))
 
 
 DIVERSITY = comparison("diversity", "indicative", change=-0.2)  # 60 % of the base's
@@ -130,7 +131,7 @@ CASES = {
     "memorises": (
         partial(verdict, copies=memorisation("memorises")),
         False,
-        r"^Warning: it replays.*60%.*base model: 1%",
+        r"^Warning: it replays.*60% of its videos on their captions.*base model: 1%",
         None,
         "more varied, clips (data.clips)",
     ),
@@ -222,9 +223,7 @@ CASES = {
         "more varied",
     ),
     "style not measured": (
-        partial(
-            verdict, three()[1:], missing=[Missing("diversity", "of a seed"), Missing("style.gram", "no references are there")]
-        ),
+        partial(verdict, three()[1:], missing=[Missing("style.gram", "of another"), Missing(STYLE, "no references are there")]),
         None,
         r"cannot be said.*style was not measured, because no references are there\.",
         "Style: not measured",
@@ -259,6 +258,15 @@ def test_a_dissimilarity_that_fell_looks_better():
 def test_other_prompt_sets_do_not_carry_the_verdict():
     lost = comparison(ALIGN, "worse", prompt_set="unrelated", primary=False)
     assert verdict([*three(), lost]).worked is True
+
+
+def test_why_an_axis_is_open_is_told_of_its_own_measure_and_of_no_other():
+    gaps = [Missing("quality.warp_error", "2 of 8 clips have fewer than three frames"), Missing(QUALITY, "it is not installed")]
+    given = verdict(three()[:2], missing=gaps)
+    assert given.headline == "It cannot be said whether it worked: quality was not measured, because it is not installed."
+    assert "Quality: not measured, because it is not installed." in given.reasons
+    unknown = verdict(three()[:2], missing=gaps[:1])
+    assert "because its primary measure has no value for both base and adapter" in unknown.headline
 
 
 def test_free_advice_comes_before_training_again_and_warnings_before_both():
@@ -310,6 +318,6 @@ def test_sentences_are_whole():
 def test_error_that_rises_on_unseen_clips_while_it_falls_on_its_own_is_overfitting(held_out, training, overfit):
     level, change = Interval(1.0, 0.9, 1.1), Interval(training, training - 0.05, training + 0.05)
     bands = [BandLoss(sigma, level, level, level, level, Interval(*held_out), change) for sigma in (0.25, 0.75)]
-    found = give_verdict(three(), (), None, None, None, (), losses=bands, quick=False)
+    found = give_verdict(three(), (), None, None, None, (), design(), losses=bands)
     assert any("Overfitted" in reason for reason in found.reasons) == overfit
     assert any("adapters/best.safetensors" in advice for advice in found.advice) == overfit

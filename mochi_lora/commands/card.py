@@ -22,7 +22,7 @@ from mochi_lora.errors import DamagedFileError, UserError
 from mochi_lora.files import remove_abandoned, write_atomic
 from mochi_lora.model.adapter_file import load_adapter, read_provenance, save_adapter
 from mochi_lora.report.card import NAME as README
-from mochi_lora.report.card import Card, Film, is_as_written, write_card
+from mochi_lora.report.card import Card, Film, is_as_written, licence_of, write_card
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 _VIDEOS = "videos"
@@ -71,6 +71,20 @@ def bring_up_to_date(config: Config) -> None:
     """The card of the run's final adapter, unless the one that is there is of the same step. Raises UserError as `run`."""
     if not _is_there(card_folder(config), read_provenance(final_adapter(config))["step"]):
         run(config)
+
+
+def retell(config: Config, adapter: Path) -> None:
+    """The run's card once more, now that there is an evaluation to tell of; the licence it names is kept.
+
+    Only where there is a card and `adapter`, the run's final one, is what it is about. Raises UserError as `run`.
+    """
+    path, final = card_folder(config) / README, final_adapter(config)
+    if not path.is_file() or adapter.resolve() != final.resolve() or not final.is_file():
+        return
+    if read_provenance(card_folder(config) / WEIGHTS) != public(history_of(final)):
+        return
+    _refuse_changed(path)
+    run(config, licence=licence_of(path.read_text(encoding="utf-8")))
 
 
 def public_files(folder: Path) -> list[str]:

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import TypeVar
 
 from mochi_lora import __version__
+from mochi_lora.commands import card
 from mochi_lora.commands.evaluation_losses import losses_of
 from mochi_lora.commands.evaluation_output import write_everything, write_sweep_grids
-from mochi_lora.commands.evaluation_scene import Scene, set_scene
+from mochi_lora.commands.evaluation_scene import Scene, check_networks, set_scene
 from mochi_lora.commands.processes import join_launch, out_of_memory_named
-from mochi_lora.commands.run_folder import held_out_losses
+from mochi_lora.commands.run_folder import evaluation_folder, held_out_losses
 from mochi_lora.commands.videos import make_videos
 from mochi_lora.config.requests import EvaluationRequest
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, progress_bar
 from mochi_lora.engine.plan import resolve_device
+from mochi_lora.errors import UserError
 from mochi_lora.evaluation.bleed import bleed
 from mochi_lora.evaluation.compare import compare
 from mochi_lora.evaluation.copies import PICTURES, copy_looks, memorisation
@@ -48,6 +50,8 @@ def run(config: Config, request: EvaluationRequest) -> Path:
     """
     scene, ranks = set_scene(config, request), join_launch(config)
     with only_one(scene.folder, "evaluating") if ranks.rank == 0 else nullcontext():
+        if ranks.rank == 0:
+            check_networks(config, sampling=scene.adapter is not None)
         if scene.adapter:
             shots = [cell.shot for cell in scene.everything]
             told = f"{len({shot.video for shot in shots})} for {scene.prompts} prompts"
@@ -57,20 +61,33 @@ def run(config: Config, request: EvaluationRequest) -> Path:
             return scene.folder
         scores, copies = _measure(config, scene, quick=request.quick)
         evaluation, rows = _conclude(config, request, scene, scores, copies)
-        return write_everything(config, scene.folder, evaluation, rows)
+        page = write_everything(config, scene.folder, evaluation, rows)
+        _retell_card(config, scene)
+        return page
+
+
+def _retell_card(config: Config, scene: Scene) -> None:
+    """What a card shows of an evaluation lies in the run's own folder for it."""
+    if scene.adapter is None or scene.folder != evaluation_folder(config):
+        return
+    try:
+        card.retell(config, scene.adapter)
+    except UserError as error:
+        console.print(f"the model card was left as it is: {error}", style="yellow", markup=False)
 
 
 def _measure(config: Config, scene: Scene, *, quick: bool) -> tuple[Scores, Memorisation | Missing]:
     wanted = len({cell.shot.video for cell in scene.cells})
     with progress_bar() as bar:
-        total = looks(config.backbones, wanted, len(scene.references)) + copy_looks(scene.everything, len(scene.training))
+        references, training = scene.references.clips, scene.training
+        total = looks(config.backbones, wanted, len(references)) + copy_looks(scene.everything, len(training.clips))
         task = bar.add_task("measuring", total=total)
         step = partial(bar.update, task, advance=1)
         footage = Footage(FeatureCache(scene.folder / "features"), config.evaluation.frames_per_clip, step)
         device = resolve_device(config.engine.device)
-        scores = score(scene.cells, scene.folder, scene.references, footage, config.backbones, device)
+        scores = score(scene.cells, scene.folder, references, footage, config.backbones, device)
         pictures = file_name(PICTURES, quick=quick)
-        copies = memorisation(scene.everything, scene.folder, scene.training, footage, pictures)
+        copies = memorisation(scene.everything, scene.folder, training.clips, footage, pictures, told=training.told)
         bar.update(task, completed=total)  # what could not be had was not looked at
     return scores, copies
 
@@ -92,7 +109,7 @@ def _conclude(
     config: Config, request: EvaluationRequest, scene: Scene, scores: Scores, searched: Memorisation | Missing
 ) -> tuple[Evaluation, tuple[Row, ...]]:
     rows, design = scores.rows(scene.cells), design_of(config, quick=request.quick)
-    gaps = list(scores.missing)
+    gaps = [*scores.missing, *_left_out(config, scene, request)]
     measured = [name for name in MEASURES if any(name in row.values for row in rows)]
     comparisons, missing = compare(rows, measured, design)
     gaps += missing
@@ -102,13 +119,12 @@ def _conclude(
         gaps += missing
     strengths = _or_gap(sweep(rows, design), gaps) if _is_sweep(scene.cells) else None
     checkpoints = _curve(config, scene, rows, design) if scene.checkpoints else None
-    if scene.adapter and not request.quick and not request.adapter and config.evaluation.curve_checkpoints and not checkpoints:
-        gaps.append(Missing("curve", f"{config.run.folder / 'adapters'} holds no checkpoint of this run"))
     copies = _or_gap(searched, gaps)
     background, references = scores.background, scores.references
-    apart = _or_gap(set_distance(scene.cells, background, references, config.run.seed), gaps) if background else None
+    apart = _or_gap(set_distance(scene.cells, background, references, design), gaps) if background else None
     losses = _losses(config, request, scene, gaps)
-    verdict = give_verdict(comparisons, leaks, copies, strengths, checkpoints, gaps, losses=losses, quick=request.quick)
+    verdict = give_verdict(comparisons, leaks, copies, strengths, checkpoints, gaps, design, losses=losses)
+    shown = {*measured, *([apart.measure] if apart else [])}
     drawn = DRAWN_WORLD in (config.backbones.text, config.backbones.video_text)
     cache = FeatureCache(scene.folder / "features")
     evaluation = Evaluation(
@@ -116,7 +132,7 @@ def _conclude(
         adapter=str(scene.adapter or request.from_videos),
         base_model=config.model.base if scene.adapter else "not known, the clips were made elsewhere",
         quick=request.quick,
-        comparable=scores.comparable,
+        incomparable=tuple(name for name in MEASURES if name in scores.incomparable and name in shown),
         backbones=scores.backbones,
         settings=_settings(config, request, scene),
         verdict=verdict,
@@ -134,6 +150,20 @@ def _conclude(
         truth=drawn_truth(scene.cells, scene.folder, cache) if drawn else {},
     )
     return evaluation, rows
+
+
+def _left_out(config: Config, scene: Scene, request: EvaluationRequest) -> list[Missing]:
+    """Parts that this evaluation does not try, other than by a setting of the configuration."""
+    reasons: dict[str, str] = {}
+    if scene.adapter is None:
+        reasons |= dict.fromkeys(("sweep", "curve", "losses"), "the clips were made elsewhere, and the adapter is not here")
+    elif config.evaluation.curve_checkpoints and request.adapter:
+        reasons["curve"] = "one adapter was named (--adapter), and a curve is of the checkpoints of a run"
+    elif config.evaluation.curve_checkpoints and not scene.checkpoints:
+        reasons["curve"] = f"{config.run.folder / 'adapters'} holds no checkpoint of this run"
+    if request.quick:
+        reasons |= dict.fromkeys(("bleed", "curve", "losses"), "a quick look leaves this out")
+    return [Missing(part, because) for part, because in reasons.items()]
 
 
 def _or_gap(found: _T | Missing, gaps: list[Missing]) -> _T | None:
@@ -193,8 +223,8 @@ def _settings(config: Config, request: EvaluationRequest, scene: Scene) -> dict[
         "seeds": str(len({cell.shot.seed for cell in scene.cells})),
         **({} if request.from_videos else made),
         "frames measured per clip": str(config.evaluation.frames_per_clip),
-        "reference clips": str(len(scene.references)),
-        "training clips": str(len(scene.training)),
+        "reference clips": scene.references.told,
+        "training clips": scene.training.told,
         "bootstrap resamples": str(config.evaluation.resamples),
         "versions": f"mochi-lora {__version__}, {libraries}",
     }

@@ -1,23 +1,49 @@
 """What an evaluation is about: which clips, where they lie, and what they are set against. What cannot work is told here."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from mochi_lora.commands.run_folder import evaluation_folder, final_adapter, step_adapters
 from mochi_lora.config.requests import EvaluationRequest
-from mochi_lora.config.schema import Config
+from mochi_lora.config.schema import BackbonesConfig, Config
 from mochi_lora.console import console
+from mochi_lora.data.index import index_path, read_index
 from mochi_lora.data.mix import list_part, parts_of
-from mochi_lora.data.sources import list_sources
+from mochi_lora.data.sources import Found, list_sources
 from mochi_lora.errors import UserError
 from mochi_lora.evaluation.footage import Clip, clips_of
 from mochi_lora.evaluation.grid import Cell, plan, quick_part, thin, training_cells
+from mochi_lora.evaluation.paired import PrimaryAxis
 from mochi_lora.evaluation.prompts import contains_trigger, prompt_sets
+from mochi_lora.evaluation.statistics import prompts_needed
 from mochi_lora.evaluation.truth import require_drawn
 from mochi_lora.evaluation.videos import from_videos
-from mochi_lora.measures.backbones import DRAWN_WORLD
+from mochi_lora.files import sha256_of_file
+from mochi_lora.measures.aesthetic_head import load_aesthetic_head
+from mochi_lora.measures.backbones import DRAWN_WORLD, unavailable
 
-_MOST_CLIPS = 128  # of the data set: references and training clips beyond would only take time
+# Of the data set. Every reference goes through three networks. A training clip is decoded once, and then takes 0.04 s of
+# looking for copies of it among 512, on one core.
+_MOST_REFERENCES, _MOST_TRAINING = 128, 512
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """The clips of a data set that are looked at, and what became of the others."""
+
+    clips: tuple[Clip, ...]
+    usable: int  # of which `clips` are as many as time allows, evenly spaced
+    unreadable: int = 0
+    held_out: int = 0
+
+    @property
+    def told(self) -> str:
+        """For people: how many, and how many not."""
+        count = str(self.usable) if len(self.clips) == self.usable else f"{len(self.clips)} of {self.usable}, evenly spaced"
+        others = ((self.unreadable, "could not be read"), (self.held_out, "held out of training are left out"))
+        return ", ".join([count, *(f"{number} {why}" for number, why in others if number)])
 
 
 @dataclass(frozen=True)
@@ -29,8 +55,8 @@ class Scene:
     on_captions: tuple[Cell, ...]  # for memorisation only
     adapter: Path | None  # None: clips made elsewhere
     checkpoints: tuple[tuple[int, Path], ...]
-    training: list[Clip]
-    references: list[Clip]
+    training: ClipSet
+    references: ClipSet
 
     @property
     def everything(self) -> tuple[Cell, ...]:
@@ -55,6 +81,7 @@ def set_scene(config: Config, request: EvaluationRequest) -> Scene:
             raise UserError(f"{message} adapter; mend evaluation.trigger, or leave it empty where there is no trigger word")
         cells = quick_part(cells) if request.quick else cells
         _refuse_other_worlds(config, cells, made=False)
+        _tell_of_few_prompts(cells, quick=request.quick)
         return Scene(request.from_videos, cells, (), None, (), *_footage(config))
     sets = prompt_sets(settings)
     adapter = request.adapter or final_adapter(config)
@@ -64,31 +91,79 @@ def set_scene(config: Config, request: EvaluationRequest) -> Scene:
     of_run = () if request.quick or request.adapter else thin(step_adapters(config), settings.curve_checkpoints)
     cells = plan(sets, adapter, settings, checkpoints=of_run, quick=request.quick)
     _refuse_other_worlds(config, cells, made=True)
+    _tell_of_few_prompts(cells, quick=request.quick)
     training, references = _footage(config)
-    captions = [] if request.quick else [clip.caption for clip in training]
+    captions = [] if request.quick else [clip.caption for clip in training.clips]
     on_captions = training_cells(captions, adapter, settings.trigger, settings.training_captions)
     folder = request.output or evaluation_folder(config)
     return Scene(folder, cells, on_captions, adapter, of_run, training, references)
 
 
-def _footage(config: Config) -> tuple[list[Clip], list[Clip]]:
+def check_networks(config: Config, *, sampling: bool) -> None:
+    """Tell before hours of sampling which network cannot be had. UserError for one that the configuration asks for.
+
+    A default that the hub does not give is a gap in the report, and told here; so is every one where the clips are there
+    already. A wrong aesthetic head is always a UserError.
+    """
+    if config.backbones.aesthetic is not None:
+        load_aesthetic_head(Path(config.backbones.aesthetic))
+    if not sampling:
+        return
+    defaults = BackbonesConfig()
+    for key, error in unavailable(config.backbones).items():
+        if getattr(config.backbones, key) != getattr(defaults, key):
+            raise UserError(f"backbones.{key}: {error}") from error
+        console.print(f"will not be measured (backbones.{key}): {error}", style="yellow", markup=False)
+
+
+def _tell_of_few_prompts(cells: Iterable[Cell], *, quick: bool) -> None:
+    """What no clip can change is told before the clips are made."""
+    prompts = len({cell.shot.prompt for cell in cells if cell.prompt_set == "trigger"})
+    needed = prompts_needed(len(get_args(PrimaryAxis)), two_sided=True)
+    if not quick and prompts < needed:
+        told = f"{prompts} trigger prompts are too few to test: below {needed} the verdict stays open, whatever the videos show"
+        console.print(f"{told}; add to evaluation.prompts, or take --quick for a look", style="yellow", markup=False)
+
+
+def _footage(config: Config) -> tuple[ClipSet, ClipSet]:
     """Training clips, as far as there are any here, and references."""
     references = config.evaluation.references
     if references and not references.exists():
         raise UserError(f"evaluation.references: {references} does not exist; null takes the training clips")
-    training: list[Clip] = []
+    listed: list[Found] = []
     for part in parts_of(config.data):
         if part.clips.exists():
-            training += clips_of(list_part(part, config.data))[0]
+            listed.append(list_part(part, config.data))
         else:
             told = f"data.clips: {part.clips} does not exist: nothing is compared with training clips"
             console.print(told, style="yellow", markup=False)
-    shown = clips_of(list_sources(references))[0] if references else _called(training, config.evaluation.trigger)
-    return list(thin(training, _MOST_CLIPS)), list(thin(shown, _MOST_CLIPS))
+    training, unreadable = _clips(listed)
+    learnt = _learnt(config, training)
+    shown, lost = _clips([list_sources(references)]) if references else (_called(learnt, config), 0)
+    return (
+        ClipSet(thin(learnt, _MOST_TRAINING), len(learnt), unreadable, len(training) - len(learnt)),
+        ClipSet(thin(shown, _MOST_REFERENCES), len(shown), lost),
+    )
 
 
-def _called(training: list[Clip], trigger: str) -> list[Clip]:
+def _clips(listed: Iterable[Found]) -> tuple[list[Clip], int]:
+    """Those of every part that can be read, and how many cannot."""
+    parts = [clips_of(found) for found in listed]
+    return [clip for clips, _ in parts for clip in clips], sum(unreadable for _, unreadable in parts)
+
+
+def _learnt(config: Config, clips: Sequence[Clip]) -> list[Clip]:
+    """Those that training was not kept from, as the index of the data set says; all, where it is not encoded here."""
+    if not index_path(config.data).is_file():
+        return list(clips)
+    held_out = {entry.source_sha256 for entry in read_index(config.data).of("validation")}
+    files = {path: sha256_of_file(path) for path in {clip.path for clip in clips}} if held_out else {}
+    return [clip for clip in clips if files.get(clip.path) not in held_out]
+
+
+def _called(training: list[Clip], config: Config) -> list[Clip]:
     """Clips whose captions hold the trigger; those beside them keep the model's own look. All, where captions never say it."""
+    trigger = config.evaluation.trigger
     return [clip for clip in training if trigger.strip() and contains_trigger(clip.caption, trigger)] or training
 
 

@@ -265,7 +265,10 @@ class EvaluationConfig(Section):
     """What `mochi-lora evaluate` makes and measures: the adapter against its base, same prompts and seeds."""
 
     trigger: str = Field("", description="Word or words that call the adapter, as the captions have them; needed by evaluate.")
-    prompts: list[str] = Field([], description="Held-out prompts, each with the trigger: contents that no training clip shows.")
+    prompts: list[str] = Field(
+        [],
+        description="Held-out prompts, each with the trigger: contents that no training clip shows; 7 or more for a verdict.",
+    )
     prompts_file: Path | None = Field(
         None,
         description='More prompts: a text file with one a line, or JSONL with {"prompt": ...} and perhaps "set" and "seed".',
@@ -302,7 +305,7 @@ class EvaluationConfig(Section):
 class BackbonesConfig(Section):
     """The networks that `mochi-lora evaluate` measures with: hub ids, local folders, or builtin:NAME (small, ship offline)."""
 
-    subject: str = Field("facebook/dinov2-base", description="Image embeddings: subject, content, diversity, memorisation.")
+    subject: str = Field("facebook/dinov2-base", description="Image embeddings: subject, content, diversity.")
     background: str = Field("openai/clip-vit-base-patch32", description="Image embeddings: background and style distance.")
     text: str | None = Field("openai/clip-vit-large-patch14", description="Frames against prompt; null leaves the measure out.")
     video_text: str | None = Field(

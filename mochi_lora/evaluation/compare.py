@@ -18,7 +18,7 @@ from mochi_lora.evaluation.statistics import (
     non_inferiority_p,
     prompts_needed,
     sign_flip_p,
-    win_rate,
+    tally,
 )
 from mochi_lora.measures.catalogue import MEASURES
 
@@ -71,7 +71,6 @@ def _gaps(measure: str, prompt_set: PromptSet, paired: Paired) -> list[Missing]:
 
 def _comparison(measure: str, prompt_set: PromptSet, paired: Paired, design: Design) -> Comparison:
     """Everything but the adjustment and the conclusion."""
-    better = oriented(measure, paired.differences)
     return Comparison(
         measure=measure,
         prompt_set=prompt_set,
@@ -82,7 +81,7 @@ def _comparison(measure: str, prompt_set: PromptSet, paired: Paired, design: Des
         prompts=len(paired.prompts),
         p_value=_p_value(measure, prompt_set, paired, design),
         p_adjusted=None,
-        win_rate=win_rate(better),
+        tally=tally(oriented(measure, paired.base), oriented(measure, paired.adapter)),
         effect_size=effect_size(paired.differences),
         margin=design.margins.get(measure),
         conclusion="indicative",

@@ -1,5 +1,6 @@
-"""Does the adapter replay its training clips? Its videos and the base's, each against every training clip."""
+"""Does the adapter replay its training clips? Its videos and the base's on some prompts, each against the clips given."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,17 @@ from PIL import Image
 from mochi_lora.evaluation.footage import Clip, Footage
 from mochi_lora.evaluation.grid import ADAPTER, Cell
 from mochi_lora.evaluation.paired import BASE
-from mochi_lora.evaluation.results import Memorisation, Missing, Neighbour
+from mochi_lora.evaluation.results import Memorisation, Missing, Neighbour, PromptSet
 from mochi_lora.files import write_atomic
-from mochi_lora.measures.memorisation import Nearest, clip_similarity, copy_threshold, nearest
+from mochi_lora.measures.memorisation import (
+    Gallery,
+    Nearest,
+    between,
+    clip_similarity,
+    copy_threshold,
+    even_to_odd,
+    nearest,
+)
 
 PICTURES = "nearest"
 _SHOWN = 6  # neighbours with a picture
@@ -33,25 +42,35 @@ class _Found:
 
 
 def memorisation(
-    cells: Sequence[Cell], folder: Path, training: Sequence[Clip], footage: Footage, pictures: str = PICTURES
+    cells: Sequence[Cell],
+    folder: Path,
+    training: Sequence[Clip],
+    footage: Footage,
+    pictures: str = PICTURES,
+    *,
+    told: str | None = None,
 ) -> Memorisation | Missing:
     """Compare base and adapter (strength 1) on prompts of training clips, or on trigger prompts where none were made.
 
     Copies are looked for by layout, coarse thumbnails: measured on this project's clips, embeddings of objects rate a copy
     and a new clip of the same words alike. Writes pictures of the nearest pairs under `folder`/`pictures`. Missing
-    without training clips, or where they are one piece of footage and nothing shows how alike different clips are.
+    without training clips, or where they are one piece of footage and no video of the base shows how alike different clips
+    are. `told` says how many training clips there are, where not all are in `training`.
     """
     if not training:
         return Missing("memorisation", "no training clip could be read (data.clips)")
     chosen = _chosen(cells)
     if not chosen:
         return Missing("memorisation", "no video of the adapter on a trigger prompt or a training caption was made")
-    references = footage.layouts(training)
-    sides = {
-        label: _searched([cell for cell in chosen if cell.label == label], folder, references, footage)
-        for label in (BASE, ADAPTER)
-    }
-    threshold = copy_threshold(references, [found.nearest.similarity for found in sides[BASE]])
+    clips = [Clip.open(folder / cell.shot.video) for cell in chosen]
+    aspect = Counter(clip.aspect for clip in clips).most_common(1)[0][0]
+    gallery = Gallery.of(footage.thumbnails(training, aspect))
+    every = _searched(chosen, clips, footage.thumbnails(clips, aspect), gallery, footage)
+    sides = {label: [found for found in every if found.cell.label == label] for label in (BASE, ADAPTER)}
+    threshold = _threshold(gallery, [found.nearest.similarity for found in sides[BASE]], footage)
+    if threshold is None:
+        because = "the training clips are one piece of footage and there is no video of the base: nothing shows how alike"
+        return Missing("memorisation", f"{because} different clips are")
     shares = {label: _share(found, threshold) for label, found in sides.items()}
     ranked = sorted(sides[ADAPTER], key=lambda found: -found.nearest.similarity)
     beyond = shares[ADAPTER] - shares[BASE]
@@ -67,13 +86,16 @@ def memorisation(
         ),
         motion_similarity=_motion_similarity(ranked, training, footage),
         conclusion="memorises" if beyond >= _BEYOND_BASE and enough else "does not memorise",
+        prompt_set=chosen[0].prompt_set,
+        scope=_scope(chosen[0].prompt_set, len(ranked), told or str(len(training))),
     )
 
 
 def copy_looks(cells: Sequence[Cell], training: int) -> int:
     """How often a clip is looked at in all: what a progress bar counts."""
     chosen = _chosen(cells) if training else []
-    return training + len(chosen) + 2 * sum(cell.label == ADAPTER for cell in chosen) if chosen else 0
+    both = 2 * (training + len(chosen))  # thumbnails, and the search among them
+    return both + 2 * sum(cell.label == ADAPTER for cell in chosen) if chosen else 0
 
 
 def _chosen(cells: Sequence[Cell]) -> list[Cell]:
@@ -82,14 +104,31 @@ def _chosen(cells: Sequence[Cell]) -> list[Cell]:
     return own or [cell for cell in main if cell.prompt_set == "trigger"]
 
 
-def _searched(cells: Sequence[Cell], folder: Path, references: Sequence[np.ndarray], footage: Footage) -> list[_Found]:
-    clips = [Clip.open(folder / cell.shot.video) for cell in cells]
-    layouts = footage.layouts(clips)
-    return [_Found(cell, clip, nearest(rows, references)) for cell, clip, rows in zip(cells, clips, layouts, strict=True)]
+def _searched(
+    cells: Sequence[Cell], clips: Sequence[Clip], thumbnails: Sequence[np.ndarray], gallery: Gallery, footage: Footage
+) -> list[_Found]:
+    found = []
+    for cell, clip, small in zip(cells, clips, thumbnails, strict=True):
+        found.append(_Found(cell, clip, nearest(small, gallery)))
+        footage.step()
+    return found
+
+
+def _threshold(gallery: Gallery, base: Sequence[float], footage: Footage) -> float | None:
+    among = []
+    for own in range(len(gallery.thumbnails)):
+        among.append(between(gallery, own))
+        footage.step()
+    return copy_threshold(np.stack(among), [even_to_odd(clip) for clip in gallery.thumbnails], base)
 
 
 def _share(found: Sequence[_Found], threshold: float) -> float:
     return float(np.mean([one.nearest.similarity > threshold for one in found])) if found else 0.0
+
+
+def _scope(prompt_set: PromptSet, videos: int, training: str) -> str:
+    asked = "captions of training clips, where a copy is likeliest to show" if prompt_set == "training" else "trigger prompts"
+    return f"Looked at were {videos} videos of the adapter on {asked}, each against the training clips ({training})."
 
 
 def _calibration(training: int, base: int) -> str:

@@ -17,7 +17,7 @@ from mochi_lora.inference.playback import decode
 from mochi_lora.measures.encoders import Aligner, ImageEncoder, choose_frames
 from mochi_lora.measures.features import FeatureCache
 from mochi_lora.measures.flow import ClipMotion, measure_motion
-from mochi_lora.measures.memorisation import layout
+from mochi_lora.measures.memorisation import thumbnails
 
 _FEWEST_FOR_MOTION = 3
 # How alike neighbouring frames are tells a copy: measured on drawn clips, of 4 frames every fifth healthy clip was flagged,
@@ -60,8 +60,16 @@ class Clip:
 
     @property
     def name(self) -> str:
-        """For people."""
-        return f"{self.path.name}@{self.first / self.fps:g}s" if self.first else self.path.name
+        """For people, with its folder: numbered clips of two folders have the same names."""
+        name = f"{self.path.resolve().parent.name}/{self.path.name}"
+        return f"{name}@{self.first / self.fps:g}s" if self.first else name
+
+    @property
+    def aspect(self) -> float:
+        """Width / height of what is seen of it."""
+        info = probe(self.path)
+        left, top, right, bottom = self.crop or (0, 0, info.width, info.height)
+        return (right - left) / (bottom - top)
 
     def region(self) -> dict[str, object]:
         """The crop, for names of what is remembered; nothing where there is none."""
@@ -119,9 +127,9 @@ class Footage:
         """Per clip what its optical flow says; None for clips of fewer than three frames."""
         return [self._looked(partial(self._motion, clip)) for clip in clips]
 
-    def layouts(self, clips: Iterable[Clip]) -> list[np.ndarray]:
-        """Per clip float32 [f, 1152]: thumbnails that show where things are (`measures.memorisation.layout`)."""
-        return [self._looked(partial(self._layout, clip)) for clip in clips]
+    def thumbnails(self, clips: Iterable[Clip], aspect: float) -> list[np.ndarray]:
+        """Per clip float32 [f, 32, 48, 3], of its middle in that shape (`measures.memorisation.thumbnails`)."""
+        return [self._looked(partial(self._thumbnails, clip, aspect)) for clip in clips]
 
     def _looked(self, look: Callable[[], _T]) -> _T:
         found = look()
@@ -134,13 +142,14 @@ class Footage:
         return self.cache.embeddings(encoder, clip.path, shown, lambda: clip.frames(indices), clip.crop)
 
     def layout_frames(self, clip: Clip) -> list[int]:
-        """Indices into `clip.frames()` of what `layouts` looks at."""
+        """Indices into `clip.frames()` of what `thumbnails` looks at."""
         return clip.chosen(max(_FEWEST_FOR_LAYOUTS, self.frames_per_clip))
 
-    def _layout(self, clip: Clip) -> np.ndarray:
+    def _thumbnails(self, clip: Clip, aspect: float) -> np.ndarray:
         indices = self.layout_frames(clip)
-        key = {"kind": "layout", "frames": [clip.first + index for index in indices], **clip.region()}
-        return self.cache.values(clip.path, key, lambda: layout(clip.frames(indices)))
+        frames = [clip.first + index for index in indices]
+        key = {"kind": "thumbnails", "frames": frames, "aspect": round(aspect, 3), **clip.region()}
+        return self.cache.values(clip.path, key, lambda: thumbnails(clip.frames(indices), round(aspect, 3)))
 
     def _motion(self, clip: Clip) -> ClipMotion | None:
         if clip.last - clip.first < _FEWEST_FOR_MOTION or not clip.fps:
@@ -158,8 +167,10 @@ class Footage:
 
 
 def clips_of(found: Found) -> tuple[list[Clip], int]:
-    """The clips of a data set that can be read, in order, and how many cannot."""
+    """The clips of a data set that can be used, in order, and how many cannot; those are told by name."""
     sources, rejections = found
+    for rejection in rejections:
+        console.print(f"left out: {rejection.name}: {rejection.reason}", style="yellow", markup=False)
     clips, unreadable = [], len(rejections)
     for source in sources:
         try:

@@ -84,9 +84,9 @@ def _value(row: Row, measure: str) -> float | None:
     return value
 
 
-def oriented(measure: str, differences: np.ndarray) -> np.ndarray:
-    """Differences so that larger is better; unchanged for measures that are neither."""
-    return -differences if MEASURES[measure].better == "down" else differences
+def oriented(measure: str, values: np.ndarray) -> np.ndarray:
+    """Values or differences so that larger is better; unchanged for measures that are neither."""
+    return -values if MEASURES[measure].better == "down" else values
 
 
 def oriented_interval(measure: str, interval: Interval) -> Interval:

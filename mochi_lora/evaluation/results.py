@@ -49,6 +49,15 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Tally:
+    """Prompts on which the adapter is better than the base, equal to it, worse; for what is neither: larger, equal, smaller."""
+
+    better: int
+    equal: int
+    worse: int
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Adapter against base for one measure on one prompt set; the prompt is the unit."""
 
@@ -61,7 +70,7 @@ class Comparison:
     prompts: int
     p_value: float | None  # of the test the conclusion rests on; None where nothing is tested (--quick, context)
     p_adjusted: float | None  # after Holm over the primaries
-    win_rate: float  # share of prompts where the adapter is better (larger, for neither)
+    tally: Tally
     effect_size: float | None  # d_z: mean difference / its standard deviation; None where that is 0
     margin: float | None  # of non-inferiority, as a positive number in the measure's unit; None for superiority
     conclusion: Conclusion
@@ -83,8 +92,8 @@ class SetDistance:
     measure: str
     base: float
     adapter: float
-    base_p: float  # permutation test of "no difference from the references"
-    adapter_p: float
+    base_p: float | None  # permutation test of "no difference from the references"; None where nothing is tested (--quick)
+    adapter_p: float | None
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ class Neighbour:
 
     video: str
     prompt: str
-    training_clip: str
+    training_clip: str  # folder/name, @seconds where it begins later
     similarity: float
     ratio: float  # similarity to the nearest / mean of the second to fifth nearest
     flagged: bool
@@ -111,6 +120,9 @@ class Memorisation:
     nearest: tuple[Neighbour, ...]  # most similar first
     motion_similarity: float | None  # same, of flow directions
     conclusion: Literal["memorises", "does not memorise"]
+    # Whose videos were searched: on captions of training clips, or on the trigger prompts where none were made for those.
+    prompt_set: PromptSet = "training"
+    scope: str = ""  # a sentence: how many videos of each side on what, against how many training clips
 
 
 @dataclass(frozen=True)
@@ -193,7 +205,7 @@ class Evaluation:
     adapter: str  # path
     base_model: str
     quick: bool  # trigger prompts only, nothing tested: labelled indicative
-    comparable: bool  # False when built-in backbones measured: numbers cannot be compared with other people's
+    incomparable: tuple[str, ...]  # measures by built-in backbones: their numbers cannot be compared with other people's
     backbones: dict[str, str]  # role -> name and revision
     settings: dict[str, str]  # frames, size, steps, guidance, seeds, prompts per set, versions, ...
     verdict: Verdict

@@ -1,7 +1,7 @@
 """From videos to the numbers of each clip. One network at a time is in memory; a network that cannot be had is a `Missing`."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,8 @@ from mochi_lora.evaluation.footage import Clip, Footage
 from mochi_lora.evaluation.grid import Cell
 from mochi_lora.evaluation.paired import BASE
 from mochi_lora.evaluation.results import Missing, Row
-from mochi_lora.measures.aesthetic_head import load_aesthetic_head
-from mochi_lora.measures.alignment import retrieval
+from mochi_lora.measures.aesthetic_head import TOWER, load_aesthetic_head
+from mochi_lora.measures.alignment import placed
 from mochi_lora.measures.backbones import (
     BUILTIN_STYLE,
     load_aligner,
@@ -30,7 +30,6 @@ from mochi_lora.measures.encoders import Aligner, ImageEncoder
 from mochi_lora.measures.similarity import content_kept, diversity
 from mochi_lora.measures.style import reference_similarity
 
-_AESTHETIC_TOWER = "openai/clip-vit-large-patch14"  # what LAION's head was fitted on
 _Network = TypeVar("_Network", ImageEncoder, Aligner)
 
 
@@ -43,7 +42,7 @@ class Scores:
     own: dict[int, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))  # by position of the cell
     missing: list[Missing] = field(default_factory=list)
     backbones: dict[str, str] = field(default_factory=dict)  # role -> name and revision
-    comparable: bool = True
+    incomparable: set[str] = field(default_factory=set)  # measures of built-in networks
     background: dict[str, np.ndarray] = field(default_factory=dict)  # embeddings per video and, below, per reference clip
     references: list[np.ndarray] = field(default_factory=list)
 
@@ -83,16 +82,29 @@ def _had(scores: Scores, role: str, measures: Sequence[str], load: Callable[[], 
         scores.missing += [Missing(measure, str(error)) for measure in measures]
         return None
     scores.backbones[role] = network.name
-    scores.comparable = scores.comparable and network.comparable
+    if not network.comparable:
+        scores.incomparable |= set(measures)
     return network
 
 
+def _note(scores: Scores, measures: Sequence[str], lack: Collection[object], among: Collection[object], why: str) -> None:
+    """Missing for `measures`, where something of `among` lacks them; `why` goes on after "3 of 8 clips"."""
+    others = "; the others are measured" if len(lack) < len(among) else ""
+    if lack:
+        scores.missing += [Missing(measure, f"{len(lack)} of {len(among)} clips {why}{others}") for measure in measures]
+
+
 def _motion(scores: Scores, footage: Footage) -> None:
+    still = set()
     for video, found in zip(scores.clips, footage.motion(scores.clips.values()), strict=True):
-        if found is not None:
-            scores.values[video]["quality.warp_error"] = found.warp_error
-            scores.values[video]["quality.motion_smoothness"] = found.motion_smoothness
-            scores.values[video]["quality.motion_amount"] = found.motion_amount
+        if found is None:
+            still.add(video)
+            continue
+        scores.values[video]["quality.warp_error"] = found.warp_error
+        scores.values[video]["quality.motion_smoothness"] = found.motion_smoothness
+        scores.values[video]["quality.motion_amount"] = found.motion_amount
+    measures = ("quality.warp_error", "quality.motion_smoothness", "quality.motion_amount")
+    _note(scores, measures, still, scores.clips, "have fewer than three frames")
 
 
 def _subject(scores: Scores, cells: Sequence[Cell], footage: Footage, backbones: BackbonesConfig, device: str) -> None:
@@ -102,20 +114,50 @@ def _subject(scores: Scores, cells: Sequence[Cell], footage: Footage, backbones:
     if encoder is None:
         return
     embedded = dict(zip(scores.clips, footage.embed(encoder, scores.clips.values()), strict=True))
+    _consistency(scores, "quality.subject_consistency", embedded)
+    _drift(scores, cells, embedded)
+    _diversity(scores, cells, embedded)
+
+
+def _consistency(scores: Scores, measure: str, embedded: Mapping[str, np.ndarray]) -> None:
     for video, frames in embedded.items():
         if len(frames) > 1:
-            scores.values[video]["quality.subject_consistency"] = consistency(frames)
+            scores.values[video][measure] = consistency(frames)
+    _note(
+        scores, (measure,), {video for video, frames in embedded.items() if len(frames) == 1}, embedded, "have one frame only"
+    )
+
+
+def _drift(scores: Scores, cells: Sequence[Cell], embedded: Mapping[str, np.ndarray]) -> None:
     bases = {_place(cell): cell.shot.video for cell in cells if cell.label == BASE}
+    others, compared = set(), set()
+    for at, cell in enumerate(cells):
+        base = bases.get(_place(cell))
+        if cell.label == BASE or base is None:
+            continue
+        compared.add(cell.shot.video)
+        if len(embedded[cell.shot.video]) == len(embedded[base]):
+            scores.own[at]["drift.content"] = content_kept(embedded[base], embedded[cell.shot.video])
+        else:
+            others.add(cell.shot.video)
+    _note(scores, ("drift.content",), others, compared, "of the adapter have another number of frames than the base's")
+
+
+def _diversity(scores: Scores, cells: Sequence[Cell], embedded: Mapping[str, np.ndarray]) -> None:
     siblings = defaultdict(set)
     for cell in cells:
         siblings[_siblings(cell)].add(cell.shot.video)
+    alone, uneven = set(), set()
     for at, cell in enumerate(cells):
-        frames, base = embedded[cell.shot.video], bases.get(_place(cell))
-        if cell.label != BASE and base is not None and len(frames) == len(embedded[base]):
-            scores.own[at]["drift.content"] = content_kept(embedded[base], frames)
-        varied = diversity([embedded[video] for video in sorted(siblings[_siblings(cell)])])
-        if varied is not None:
+        seeds = [embedded[video] for video in sorted(siblings[_siblings(cell)])]
+        if len({len(frames) for frames in seeds}) > 1:
+            uneven.add(cell.shot.video)
+        elif (varied := diversity(seeds)) is None:
+            alone.add(cell.shot.video)
+        else:
             scores.own[at]["diversity"] = varied
+    _note(scores, ("diversity",), alone, embedded, "are of a prompt with one seed, and diversity is between seeds")
+    _note(scores, ("diversity",), uneven, embedded, "have another number of frames than those of the same prompt's other seeds")
 
 
 def _place(cell: Cell) -> tuple[str, str, int]:
@@ -127,15 +169,17 @@ def _siblings(cell: Cell) -> tuple[str, str, str, float]:
 
 
 def _background(scores: Scores, references: Sequence[Clip], footage: Footage, backbones: BackbonesConfig, device: str) -> None:
-    measures = ("quality.background_consistency", "style.distance")
-    encoder = _had(scores, "background", measures, partial(load_image_encoder, backbones.background, device))
+    measure = "quality.background_consistency"
+    encoder = _had(scores, "background", (measure, "style.distance"), partial(load_image_encoder, backbones.background, device))
     if encoder is None:
         return
     scores.background = dict(zip(scores.clips, footage.embed(encoder, scores.clips.values()), strict=True))
     scores.references = footage.embed(encoder, references)
-    for video, frames in scores.background.items():
-        if len(frames) > 1:
-            scores.values[video]["quality.background_consistency"] = consistency(frames)
+    if encoder.name == scores.backbones.get("subject"):
+        same = "backbones.background is the network of backbones.subject: on the same frames it gives the same number"
+        scores.missing.append(Missing(measure, same))
+        return
+    _consistency(scores, measure, scores.background)
 
 
 def _style(scores: Scores, references: Sequence[Clip], footage: Footage, backbones: BackbonesConfig, device: str) -> None:
@@ -164,23 +208,34 @@ def _alignment(scores: Scores, cells: Sequence[Cell], footage: Footage, backbone
     for role, measure, name in (("text", "align.clip", backbones.text), ("video text", "align.video", backbones.video_text)):
         if name is None:
             continue
-        aligner = _had(scores, role, (measure,), partial(load_aligner, name, device))
+        measures = (measure, *_places(measure))
+        aligner = _had(scores, role, measures, partial(load_aligner, name, device))
         if aligner is not None:
-            found = _aligned(scores, footage, aligner, measure, told)
-            # The later, video-text, decides where both are there: it has seen the motion.
-            for video, row in zip(scores.clips, found, strict=True):
-                if len(row) > 1:
-                    scores.values[video]["align.retrieval"] = retrieval(row[None], [0]).recall
-    if not any("align.retrieval" in values for values in scores.values.values()):
-        gaps = [gap.because for gap in scores.missing if gap.what in ("align.clip", "align.video")]
-        unset = "backbones.text and backbones.video_text are null: set one of them"
-        alone = "there is one prompt only, and a rank needs others"
-        reason = gaps[0] if gaps else unset if backbones.text is backbones.video_text is None else alone
-        scores.missing.append(Missing("align.retrieval", reason))
+            _ranked(scores, measure, _aligned(scores, footage, aligner, measure, told))
+    if backbones.text is backbones.video_text is None:
+        because = "backbones.text and backbones.video_text are null: set one of them"
+        scores.missing.append(Missing("align.video", because))
     if backbones.judge is not None:
         judge = _had(scores, "judge", ("align.judge",), partial(load_vision_language_judge, backbones.judge, device))
         if judge is not None:
             _aligned(scores, footage, judge, "align.judge", {video: row[:1] for video, row in told.items()})
+
+
+def _places(measure: str) -> tuple[str, str]:
+    return f"{measure}_first", f"{measure}_rank"
+
+
+def _ranked(scores: Scores, measure: str, found: Sequence[np.ndarray]) -> None:
+    """Each clip's own prompt among those of its prompt set."""
+    first, rank = _places(measure)
+    alone = set()
+    for video, row in zip(scores.clips, found, strict=True):
+        if len(row) == 1:
+            alone.add(video)
+            continue
+        place = placed(row, 0)
+        scores.values[video] |= {first: place.first, rank: place.rank}
+    _note(scores, (first, rank), alone, scores.clips, "have no other prompt in their set to be ranked against")
 
 
 def _aligned(
@@ -199,7 +254,7 @@ def _aligned(
 def _aesthetic(scores: Scores, footage: Footage, path: Path, device: str) -> None:
     measure = "quality.aesthetic"
     head = load_aesthetic_head(path)  # a path that somebody wrote: an error, not a gap
-    encoder = _had(scores, "aesthetic", (measure,), partial(load_image_encoder, _AESTHETIC_TOWER, device))
+    encoder = _had(scores, "aesthetic", (measure,), partial(load_image_encoder, TOWER, device))
     if encoder is None:
         return
     for video, frames in zip(scores.clips, footage.embed(encoder, scores.clips.values()), strict=True):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mochi_lora.evaluation.grid import ADAPTER, Cell
-from mochi_lora.evaluation.paired import BASE
+from mochi_lora.evaluation.paired import BASE, Design
 from mochi_lora.evaluation.results import Missing, SetDistance
 from mochi_lora.measures.distribution import median_distance, mmd2, permutation_p
 
@@ -14,12 +14,12 @@ _FEWEST_CLIPS = 4  # on a side: with fewer, hardly any way to deal them out is l
 
 
 def set_distance(
-    cells: Sequence[Cell], embedded: Mapping[str, np.ndarray], references: Sequence[np.ndarray], seed: int
+    cells: Sequence[Cell], embedded: Mapping[str, np.ndarray], references: Sequence[np.ndarray], design: Design
 ) -> SetDistance | Missing:
     """Unbiased MMD^2 of the trigger prompts' clips to the reference clips, with permutation tests over whole clips.
 
     `embedded` has float32 [f, D] per video, `references` one per reference clip. One bandwidth for both sides, so that their
-    values can be compared.
+    values can be compared. A quick design tests nothing.
     """
     sides = {label: [embedded[video] for video in _videos(cells, label)] for label in (BASE, ADAPTER)}
     fewest = min(len(references), *map(len, sides.values()))
@@ -29,11 +29,12 @@ def set_distance(
         )
     theirs, their_clips = _flat(references)
     bandwidth = median_distance(np.concatenate([theirs, *(_flat(side)[0] for side in sides.values())]))
-    distances, chances = {}, {}
+    distances: dict[str, float] = {}
+    chances: dict[str, float | None] = {}
     for label, side in sides.items():
         rows, clips = _flat(side)
         distances[label] = mmd2(rows, theirs, bandwidth, groups_x=clips, groups_y=their_clips)
-        chances[label] = permutation_p(rows, theirs, clips, their_clips, seed)
+        chances[label] = None if design.quick else permutation_p(rows, theirs, clips, their_clips, design.seed)
     return SetDistance(MEASURE, distances[BASE], distances[ADAPTER], chances[BASE], chances[ADAPTER])
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from mochi_lora.evaluation.results import Interval
+from mochi_lora.evaluation.results import Interval, Tally
 from mochi_lora.streams import Purpose, stream
 
 ALPHA = 0.05
@@ -140,10 +140,11 @@ def effect_size(differences: Sequence[float] | np.ndarray) -> float | None:
     return None if spread <= 1e-12 * float(np.abs(values).max()) else float(values.mean()) / spread
 
 
-def win_rate(differences: Sequence[float] | np.ndarray) -> float:
-    """Share of positive differences; a tie counts half."""
-    values = np.asarray(differences, dtype=np.float64)
-    return float((values > 0).mean() + (values == 0).mean() / 2)
+def tally(before: Sequence[float] | np.ndarray, after: Sequence[float] | np.ndarray) -> Tally:
+    """How often `after` is above, the same as, and below `before`. Means over seeds may tie but for rounding, and then do."""
+    first, second = (np.asarray(side, dtype=np.float64) for side in (before, after))
+    same = np.isclose(first, second, rtol=1e-9, atol=0)
+    return Tally(int((~same & (second > first)).sum()), int(same.sum()), int((~same & (second < first)).sum()))
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:

@@ -23,7 +23,7 @@ def sweep(rows: Sequence[Row], design: Design, adapter: str = "adapter") -> Swee
     clips = {0.0: select(rows, "trigger", BASE), **{level: select(rows, "trigger", adapter, level) for level in levels}}
     shared = set.intersection(*({(row.prompt, row.seed) for row in group} for group in clips.values()))
     if not levels or not shared:
-        return Missing("strength sweep", "no trigger prompt was rendered at strength 0 and at another")
+        return Missing("sweep", "no trigger prompt was rendered at strength 0 and at another")
     points = tuple(_point(level, [row for row in group if (row.prompt, row.seed) in shared]) for level, group in clips.items())
     style = design.primaries.get("style", "")
     if any(style not in point.values for point in points):

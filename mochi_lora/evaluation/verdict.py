@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mochi_lora.evaluation.advice import Finding, advise
-from mochi_lora.evaluation.paired import PrimaryAxis, oriented_interval
+from mochi_lora.evaluation.paired import Design, PrimaryAxis, oriented_interval
 from mochi_lora.evaluation.results import BandLoss, Bleed, Comparison, Curve, Memorisation, Missing, Sweep, Verdict
 from mochi_lora.measures.catalogue import MEASURES
 
@@ -15,6 +15,8 @@ LEAK_ABOVE = 0.2  # of the style's change with the trigger
 _AXES: tuple[PrimaryAxis, ...] = ("style", "alignment", "quality")
 _KEPT = ("better", "no worse")
 _REWARD_STILLNESS = ("quality.subject_consistency", "quality.background_consistency", "quality.motion_smoothness")
+# Which of its videos were searched for training clips.
+_SEARCHED = {"training": "on their captions", "trigger": "on the trigger prompts"}
 # What each axis is called in a sentence about not losing it.
 _ABILITY = {"alignment": "follow their prompts", "quality": "hold together"}
 
@@ -29,6 +31,7 @@ class _Evidence:
     memorisation: Memorisation | None
     bleed: Sequence[Bleed]
     missing: Sequence[Missing]
+    design: Design
 
 
 def give_verdict(
@@ -38,9 +41,9 @@ def give_verdict(
     sweep: Sweep | None,
     curve: Curve | None,
     missing: Sequence[Missing],
+    design: Design,
     *,
     losses: Sequence[BandLoss] = (),
-    quick: bool,
 ) -> Verdict:
     """The verdict rests on the three primaries on trigger prompts; everything else warns or advises.
 
@@ -50,11 +53,11 @@ def give_verdict(
     on_trigger = {one.measure: one for one in comparisons if one.prompt_set == "trigger"}
     carrying = [one for one in on_trigger.values() if one.primary]
     primaries = {axis: one for axis in _AXES for one in carrying if MEASURES[one.measure].axis == axis}
-    findings = _findings(primaries, on_trigger, bleed, memorisation, quick=quick)
+    findings = _findings(primaries, on_trigger, bleed, memorisation, quick=design.quick)
     if _is_overfit(losses):
         findings |= {"overfit"}
-    evidence = _Evidence(primaries, on_trigger, findings, memorisation, bleed, missing)
-    headline, worked = _headline(evidence, quick=quick)
+    evidence = _Evidence(primaries, on_trigger, findings, memorisation, bleed, missing, design)
+    headline, worked = _headline(evidence)
     return Verdict(headline, worked, tuple(_reasons(evidence)), advise(findings, sweep, curve))
 
 
@@ -103,17 +106,18 @@ def _is_frozen(on_trigger: dict[str, Comparison]) -> bool:
     return _has_fallen(on_trigger.get("quality.motion_amount"), FROZEN_BELOW)
 
 
-def _headline(evidence: _Evidence, *, quick: bool) -> tuple[str, bool | None]:
+def _headline(evidence: _Evidence) -> tuple[str, bool | None]:
     """The sentence, and whether it worked. The gravest comes first."""
     findings, primaries = evidence.findings, evidence.primaries
     if "memorises" in findings and evidence.memorisation is not None:
         share, base = evidence.memorisation.flagged_share, evidence.memorisation.base_flagged_share
-        replays = f"it replays its training clips in {share:.0%} of its videos (the base model: {base:.0%})"
+        videos = _SEARCHED[evidence.memorisation.prompt_set]
+        replays = f"it replays its training clips in {share:.0%} of its videos {videos} (the base model: {base:.0%})"
         return f"Warning: {replays}, so what it shows is not evidence of a learnt style.", False
     if "not measured" in findings:
         axis = next(axis for axis in _AXES if axis not in primaries)
         return f"It cannot be said whether it worked: {axis} was not measured, because {_why_missing(evidence, axis)}.", None
-    if quick:
+    if evidence.design.quick:
         tendencies = "; ".join(f"{axis} {_tendency(primaries[axis])}" for axis in _AXES)
         return f"Indicative only, nothing was tested on these {primaries['style'].prompts} prompts: {tendencies}.", None
     if "frozen" in findings:
@@ -125,7 +129,7 @@ def _headline(evidence: _Evidence, *, quick: bool) -> tuple[str, bool | None]:
 
 
 def _why_missing(evidence: _Evidence, axis: PrimaryAxis) -> str:
-    reasons = [one.because for one in evidence.missing if one.what in MEASURES and MEASURES[one.what].axis == axis]
+    reasons = [one.because for one in evidence.missing if one.what == evidence.design.primaries[axis]]
     return reasons[0] if reasons else "its primary measure has no value for both base and adapter"
 
 
@@ -180,8 +184,9 @@ def _reasons(evidence: _Evidence) -> list[str]:
             names = " and ".join(MEASURES[name].label.lower() for name in gained)
             reasons.append(f"The gain in {names} is that of a frozen clip, not of a better one.")
     if evidence.memorisation is not None and "memorises" not in evidence.findings:
-        share = evidence.memorisation.flagged_share
-        reasons.append(f"No sign that it replays its training clips: {share:.0%} of its videos are suspiciously near to one.")
+        share, videos = evidence.memorisation.flagged_share, _SEARCHED[evidence.memorisation.prompt_set]
+        near = f"{share:.0%} of its videos {videos} are suspiciously near to one"
+        reasons.append(f"No sign that it replays its training clips: {near}.")
     for one in evidence.bleed:
         where = "the same prompts without the trigger" if one.prompt_set == "plain" else "unrelated prompts without the trigger"
         value, low, high = (round(part, 2) + 0.0 for part in (one.ratio.value, one.ratio.low, one.ratio.high))  # no -0 %

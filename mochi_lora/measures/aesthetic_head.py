@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from mochi_lora.errors import UserError
 from mochi_lora.files import sha256_of_file
 
+TOWER = "openai/clip-vit-large-patch14"  # what the head was fitted on
 _NAMES = (("weight", "bias"), ("predictor.weight", "predictor.bias"))
 _SHORT = 12  # digits of the digest
 
@@ -32,7 +33,7 @@ class AestheticHead:
         if embeddings.shape[1] != width:
             raise UserError(
                 f"{self.name}: made for embeddings of {width} numbers, got {embeddings.shape[1]}; "
-                "aesthetic quality needs openai/clip-vit-large-patch14 as its image encoder"
+                f"aesthetic quality needs {TOWER} as its image encoder"
             )
         assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-3), "rows are not normalised"
         return (embeddings @ self.weight + self.bias).astype(np.float32)

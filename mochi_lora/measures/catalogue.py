@@ -66,6 +66,20 @@ _ROWS: tuple[Measure, ...] = (
         "Mean cosine between frames and the prompt without its trigger. Blind to motion.",
     ),
     Measure(
+        "align.clip_first",
+        "alignment",
+        "up",
+        "Frame-text retrieval",
+        "How often frame-text alignment is highest for the clip's own prompt among all of its prompt set. 0 to 1.",
+    ),
+    Measure(
+        "align.clip_rank",
+        "alignment",
+        "down",
+        "Frame-text rank",
+        "Mean place of the clip's own prompt, by frame-text alignment, among all of its prompt set. 1 is first.",
+    ),
+    Measure(
         "align.video",
         "alignment",
         "up",
@@ -73,11 +87,18 @@ _ROWS: tuple[Measure, ...] = (
         "Similarity of the whole clip and the prompt without its trigger.",
     ),
     Measure(
-        "align.retrieval",
+        "align.video_first",
         "alignment",
         "up",
-        "Prompt retrieval",
-        "How often a clip's own prompt is the best match among all prompts of the evaluation. 0 to 1.",
+        "Video-text retrieval",
+        "How often video-text alignment is highest for the clip's own prompt among all of its prompt set. 0 to 1.",
+    ),
+    Measure(
+        "align.video_rank",
+        "alignment",
+        "down",
+        "Video-text rank",
+        "Mean place of the clip's own prompt, by video-text alignment, among all of its prompt set. 1 is first.",
     ),
     Measure(
         "align.judge",

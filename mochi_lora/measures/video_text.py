@@ -17,8 +17,9 @@ from transformers import PeVideoModel, XCLIPModel
 from mochi_lora.errors import UserError
 from mochi_lora.measures.encoders import check_frames, choose_frames, exactly, unit_rows
 from mochi_lora.measures.hub_encoders import count_longer, image_processor, pixel_values, text_tokenizer, tokenise
-from mochi_lora.measures.pretrained import Pretrained, config_of, load_model
+from mochi_lora.measures.pretrained import Pretrained, kind_of, load_model
 
+VIDEO_TEXT_KINDS = ("xclip", "pe_video", "pe_audio_video")
 _PE_FRAMES = 16  # what the -16-frame checkpoints were trained on
 _PE_TOKENS = 512  # of ModernBERT's 8192: no prompt is longer, and Mochi itself reads 256
 
@@ -94,16 +95,12 @@ class PeAligner:
 
 def load_video_text(found: Pretrained, device: str | torch.device) -> XClipAligner | PeAligner:
     """An X-CLIP, or a PE-AV (whose picture tower comes from timm, which this package does not bring along)."""
-    kind = config_of(found)["model_type"]
-    if kind == "xclip":
+    if kind_of(found, VIDEO_TEXT_KINDS) == "xclip":
         model = load_model(XCLIPModel.from_pretrained, found, device)
         return XClipAligner(found.label, model, image_processor(found), text_tokenizer(found))
-    if kind in ("pe_video", "pe_audio_video"):
-        side, mean, std = _pe_preprocessing(found)
-        model = load_model(PeVideoModel.from_pretrained, found, device)
-        return PeAligner(found.label, model, text_tokenizer(found), side, mean, std)
-    expected = "xclip, pe_video, pe_audio_video, or clip and siglip (frame by frame)"
-    raise UserError(f"{found.label}: a model of type {kind} cannot be used for {found.purpose}; expected one of: {expected}")
+    side, mean, std = _pe_preprocessing(found)
+    model = load_model(PeVideoModel.from_pretrained, found, device)
+    return PeAligner(found.label, model, text_tokenizer(found), side, mean, std)
 
 
 def _pe_preprocessing(found: Pretrained) -> tuple[int, tuple[float, ...], tuple[float, ...]]:

@@ -64,6 +64,7 @@ def write_card(folder: Path, card: Card) -> Path:
         front=yaml.safe_dump(_front(card), sort_keys=False, allow_unicode=True, width=1000),
         REPOSITORY=REPOSITORY,
         outcome=wording.outcome(card.evaluation)[0] if card.evaluation else "",
+        substitutes=wording.substitutes(card.evaluation) if card.evaluation else "",
         prompt=card.films[0].prompt if card.films else card.trigger,
     )
     write_text(path, _sealed(text))
@@ -74,6 +75,11 @@ def is_as_written(text: str) -> bool:
     """Whether nobody has changed a card since it was written here."""
     match = _SEAL.search(text)
     return match is not None and match[1] == _digest(text[: match.start()])
+
+
+def licence_of(text: str) -> str:
+    """The licence that a card written here names."""
+    return str(yaml.safe_load(text.split("---\n", 2)[1])["license"])
 
 
 def with_repository(text: str, repository: str) -> str:

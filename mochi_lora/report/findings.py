@@ -64,8 +64,10 @@ def bleed_finding(bleed: Bleed) -> str:
 def distance_finding(found: SetDistance) -> str:
     """How far both sides, each as one set of clips, are from the references."""
     nearer = "nearer than the base’s" if found.adapter < found.base else "no nearer than the base’s"
-    alike = " and not told apart from them" if found.adapter_p > _CHANCE else ""
     values = f"distance {number(found.adapter)} with the adapter, {number(found.base)} without, 0 is none"
+    if found.adapter_p is None or found.base_p is None:
+        return f"Against all references, the adapter’s clips together are {nearer} ({values})"
+    alike = " and not told apart from them" if found.adapter_p > _CHANCE else ""
     chance = f"that there is none: {p_value(found.adapter_p)} with, {p_value(found.base_p)} without"
     return f"Against all references, the adapter’s clips together are {nearer}{alike} ({values}; {chance})"
 

@@ -16,11 +16,13 @@ from mochi_lora.report.wording import (
     decimals,
     direction,
     evidence,
+    gaps,
     label,
     number,
     outcome,
     percent,
     primaries,
+    substitutes,
 )
 
 NAME = "report.md"
@@ -77,8 +79,11 @@ def _verdict(it: Evaluation) -> list[str]:
         lines += [f"{index}. {plain(step)}" for index, step in enumerate(it.verdict.advice, 1)]
     if it.quick:
         lines += ["", "> Indicative, nothing was tested: few prompts, one seed each."]
-    if not it.comparable:
-        lines += ["", "> Measured by small built-in networks: not comparable with other people's numbers."]
+    if it.incomparable:
+        lines += [
+            "",
+            f"> Not comparable with other people's numbers: {substitutes(it)}. Small built-in networks measured these.",
+        ]
     return lines
 
 
@@ -91,11 +96,11 @@ def _row(row: Comparison) -> list[str]:
 
 def _questions(it: Evaluation) -> list[str]:
     rows = []
-    for _, question, row, gaps in primaries(it):
+    for _, question, row, lacking in primaries(it):
         if row:
             rows.append([f"{question} ({label(row.measure)}, {direction(row.measure)})", *_row(row)])
         else:
-            reasons = "; ".join(f"{label(gap.what)}, because {plain(gap.because.rstrip('.'))}" for gap in gaps)
+            reasons = "; ".join(f"{what}, because {plain(because)}" for what, because in gaps(lacking))
             rows.append([question, "", "", "", f"Not measured{': ' + reasons if reasons else ''}."])
     header = ("Question", "Base", "Adapter", "Difference (95 % interval)", "Conclusion")
     more = [f"{findings.distance_finding(it.distance)}."] if it.distance else []
@@ -175,7 +180,7 @@ def _copies(it: Evaluation) -> list[str]:
     lines = [
         f"## {findings.memorisation_finding(found)}",
         "",
-        f"Flagged above {number(found.threshold, 2)}. {plain(found.calibration)}",
+        f"{plain(found.scope)} Flagged above {number(found.threshold, 2)}. {plain(found.calibration)}",
     ]
     return lines + (_table(("Prompt", "Nearest training clip", "Similarity", ""), rows) if rows else [])
 
@@ -198,7 +203,7 @@ def _videos(it: Evaluation) -> list[str]:
 
 
 def _gaps(it: Evaluation) -> list[str]:
-    rows = [f"- {plain(label(gap.what))}, because {plain(gap.because.rstrip('.'))}." for gap in it.missing]
+    rows = [f"- {plain(what)}, because {plain(because)}." for what, because in gaps(it.missing)]
     return ["## What was not computed", "", *rows] if rows else []
 
 

@@ -13,7 +13,7 @@ from mochi_lora.evaluation.results import Evaluation, file_name
 from mochi_lora.files import write_text
 
 NAME = "results.json"
-FORMAT = "mochi-lora evaluation 1"
+FORMAT = "mochi-lora evaluation 2"  # 1 counted ties as half a win, and said of all measures at once whether they compare
 
 
 def write_results(folder: Path, evaluation: Evaluation) -> Path:

@@ -112,8 +112,9 @@ def conclusion(comparison: Comparison) -> tuple[str, str, str]:
 def evidence(comparison: Comparison) -> str:
     """How firmly the conclusion stands, in one or two sentences."""
     count = f"{comparison.prompts} prompt{'' if comparison.prompts == 1 else 's'}"
-    word = "larger" if MEASURES[comparison.measure].better == "neither" else "better"
-    sentences = [f"The adapter is {word} on {percent(comparison.win_rate)} of {count}."]
+    more, less = ("Larger", "smaller") if MEASURES[comparison.measure].better == "neither" else ("Better", "worse")
+    tally = comparison.tally
+    sentences = [f"{more} on {tally.better}, equal on {tally.equal}, {less} on {tally.worse} of {count}."]
     if comparison.margin is not None:
         sentences.append(f"Loss allowed: {comparison.margin:g}.")
     if comparison.p_adjusted is not None:
@@ -133,6 +134,19 @@ def outcome(evaluation: Evaluation) -> tuple[str, str]:
         case False:
             return "negative", "bad"
     return "open", "neutral"
+
+
+def gaps(missing: Sequence[Missing]) -> list[tuple[str, str]]:
+    """(what, why) of what was not computed, those of one reason together; why has no full stop."""
+    whats: dict[str, list[str]] = {}
+    for gap in missing:
+        whats.setdefault(gap.because.rstrip("."), []).append(label(gap.what))
+    return [(", ".join(dict.fromkeys(names)), because) for because, names in whats.items()]
+
+
+def substitutes(evaluation: Evaluation) -> str:
+    """What small built-in networks measured, as a list; empty where nothing is shown that they did."""
+    return ", ".join(label(name) for name in evaluation.incomparable)
 
 
 def primaries(evaluation: Evaluation) -> list[tuple[Axis, str, Comparison | None, list[Missing]]]:
