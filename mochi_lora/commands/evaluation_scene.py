@@ -102,8 +102,8 @@ def set_scene(config: Config, request: EvaluationRequest) -> Scene:
 def check_networks(config: Config, *, sampling: bool) -> None:
     """Tell before hours of sampling which network cannot be had. UserError for one that the configuration asks for.
 
-    A default that the hub does not give is a gap in the report, and told here; so is every one where the clips are there
-    already. A wrong aesthetic head is always a UserError.
+    A default that the hub does not give is told here, and will be a gap in the report. With clips made elsewhere nothing is
+    lost by waiting, and every network is such a gap; a wrong aesthetic head, which `score` refuses, is a UserError there too.
     """
     if config.backbones.aesthetic is not None:
         load_aesthetic_head(Path(config.backbones.aesthetic))
@@ -121,7 +121,8 @@ def _tell_of_few_prompts(cells: Iterable[Cell], *, quick: bool) -> None:
     prompts = len({cell.shot.prompt for cell in cells if cell.prompt_set == "trigger"})
     needed = prompts_needed(len(get_args(PrimaryAxis)), two_sided=True)
     if not quick and prompts < needed:
-        told = f"{prompts} trigger prompts are too few to test: below {needed} the verdict stays open, whatever the videos show"
+        asked = "1 trigger prompt is" if prompts == 1 else f"{prompts} trigger prompts are"
+        told = f"{asked} too few to test: below {needed} the verdict stays open, whatever the videos show"
         console.print(f"{told}; add to evaluation.prompts, or take --quick for a look", style="yellow", markup=False)
 
 
