@@ -119,14 +119,13 @@ def _errors() -> str:
 def _predicted() -> str:
     """Of the committed constants: the fastest plan on each card, at three lengths."""
     rows = []
-    for card, (frames, pick) in ((card, pick) for card, picks in _picks() for pick in picks.items()):
-        if pick is None:
-            rows.append([card.name, str(frames), "none fits", "", "", ""])
-            continue
-        room = pick.footprint
-        rows.append(
-            [card.name, str(frames), str(pick.plan), f"{room.device:.1f}", f"{room.host:.0f}", _range(card, pick.seconds)]
-        )
+    for card, picks in _picks():
+        for frames, pick in picks.items():
+            what = ["none fits", "", "", ""]
+            if pick is not None:
+                room = pick.footprint
+                what = [str(pick.plan), f"{room.device:.1f}", f"{room.host:.0f}", _range(card, pick.seconds)]
+            rows.append([card.name, str(frames), *what])
     return _markdown(("GPU", "Frames", "Plan", "GiB", "GiB on the host", "s / step"), rows)
 
 
