@@ -8,7 +8,7 @@ from typing import get_args
 from mochi_lora.commands.run_folder import evaluation_folder, final_adapter, step_adapters
 from mochi_lora.config.requests import EvaluationRequest
 from mochi_lora.config.schema import BackbonesConfig, Config
-from mochi_lora.console import console
+from mochi_lora.console import console, progress_bar
 from mochi_lora.data.index import index_path, read_index
 from mochi_lora.data.mix import list_part, parts_of
 from mochi_lora.data.sources import Found, list_sources
@@ -158,8 +158,12 @@ def _learnt(config: Config, clips: Sequence[Clip]) -> list[Clip]:
     if not index_path(config.data).is_file():
         return list(clips)
     held_out = {entry.source_sha256 for entry in read_index(config.data).of("validation")}
-    files = {path: sha256_of_file(path) for path in {clip.path for clip in clips}} if held_out else {}
-    return [clip for clip in clips if files.get(clip.path) not in held_out]
+    if not held_out:
+        return list(clips)
+    paths = sorted({clip.path for clip in clips})
+    with progress_bar() as bar:  # every byte of the data set is read
+        files = {path: sha256_of_file(path) for path in bar.track(paths, description="clips, held out or not")}
+    return [clip for clip in clips if files[clip.path] not in held_out]
 
 
 def _called(training: list[Clip], config: Config) -> list[Clip]:
