@@ -25,7 +25,7 @@ CONFIG = {"train": {"steps": 40}, "adapter": {"rank": 8}}
 @pytest.fixture(autouse=True)
 def alone(tmp_path, monkeypatch):
     """No account, no key, no home folder, nothing shared between tests."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SERVICE", "TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "TRACKIO_DIR"):
@@ -243,6 +243,24 @@ def test_wandb_offline_holds_config_and_every_record_once_across_a_kill(tmp_path
     artifacts = [record for record in records if "adapter.safetensors" in str(record) and "model" in str(record)]
     assert artifacts, "the adapter is stored as an artifact"
     assert _steps(tmp_path)[-3:] == [("train", 30), ("train", 40), ("train", 50)]
+
+
+@pytest.mark.slow
+def test_a_killed_run_comes_back_under_a_parent_that_uses_wandb_itself(tmp_path):
+    """A notebook or a sweep agent has a wandb service, which its children inherit and which never frees a killed run's id."""
+    parent = _child(
+        """
+        import os, wandb
+        from test_tracking import _FIRST, _SECOND, _child
+        wandb.setup()
+        assert os.environ["WANDB_SERVICE"]
+        first = _child(_FIRST, folder, "wandb", "flushed")
+        second = _child(_SECOND, folder, "wandb", first.stdout.split()[-1])
+        print(first.returncode, second.returncode, second.stderr)
+        """,
+        tmp_path,
+    )
+    assert parent.stdout.split() == ["-9", "0"], parent.stdout + parent.stderr
 
 
 def _row(history):

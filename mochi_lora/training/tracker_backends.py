@@ -114,6 +114,8 @@ def open_wandb(session: Session) -> Backend:
     if mode == "online" and not wandb.login(prompt=False):
         message = f"wandb: not logged in and tracking.wandb_mode is online; {help_line}"
         raise UserError(message)
+    # A parent that uses wandb hands its service on, and that one never frees the run id of a child that was killed.
+    os.environ.pop("WANDB_SERVICE", None)
     run_id = session.run_ids.get("wandb") or uuid.uuid4().hex[:8]
     held_offline = rows_in_wandb_files(session.folder, run_id)
     tracker = WandBTracker(
