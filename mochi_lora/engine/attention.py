@@ -15,6 +15,7 @@ import torch
 from diffusers import MochiTransformer3DModel
 
 from mochi_lora.engine import kernels
+from mochi_lora.engine.adapted import project
 from mochi_lora.engine.context import ContextRanks
 from mochi_lora.engine.kernels import Attention
 from mochi_lora.engine.rotary import joint_queries_keys
@@ -78,10 +79,10 @@ class JointAttention:
             raise TypeError(message)
         visual, text = hidden_states, encoder_hidden_states
         heads = (attn.heads, -1)
-        v, v_text = attn.to_v(visual).unflatten(2, heads), attn.add_v_proj(text).unflatten(2, heads)
-        q, k = attn.to_q(visual).unflatten(2, heads), attn.to_k(visual).unflatten(2, heads)
-        q_text = attn.norm_added_q(attn.add_q_proj(text).unflatten(2, heads))
-        k_text = attn.norm_added_k(attn.add_k_proj(text).unflatten(2, heads))
+        q, k, v = (made.unflatten(2, heads) for made in project((attn.to_q, attn.to_k, attn.to_v), visual))
+        text_layers = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+        q_text, k_text, v_text = (made.unflatten(2, heads) for made in project(text_layers, text))
+        q_text, k_text = attn.norm_added_q(q_text), attn.norm_added_k(k_text)
         norms = (attn.norm_q, attn.norm_k)
         if self.context is None:
             q, k = joint_queries_keys(q, k, (q_text, k_text), norms, image_rotary_emb)
