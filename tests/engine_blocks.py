@@ -38,8 +38,8 @@ def adapt(made: MochiTransformer3DModel, *, dropout: float = 0.0) -> None:
     made.train()
 
 
-def wrapped(made: MochiTransformer3DModel, checkpointing: str = "none", **settings: object) -> list[Block]:
-    return wrap_blocks(made.transformer_blocks, Plan("cpu", "fp32", "auto", checkpointing, **settings))
+def wrapped(made: MochiTransformer3DModel, checkpointing: str = "none", **settings: object) -> Sequence[Block]:
+    return wrap_blocks(made.transformer_blocks, Plan("cpu", "fp32", "auto", checkpointing, **settings)).calls
 
 
 def streams(visual: int = 12, lengths: tuple[int, ...] = (5,)) -> tuple:

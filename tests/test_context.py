@@ -87,7 +87,8 @@ def sharded_bytes(ranks: Ranks, precision: str) -> tuple[float, list]:
     """Share of the blocks' weights that this rank holds at rest, and what two steps in a row give: nothing is left behind."""
     plan = replace(PLAIN, precision=precision)
     model = model_of(ranks, plan)
-    swap = next(cell.cell_contents for cell in model._blocks[0].__closure__ if isinstance(cell.cell_contents, ShardedBlocks))
+    swap = model._blocks.swap
+    assert isinstance(swap, ShardedBlocks)
     whole = sum(weight.host.numel() * weight.host.itemsize for weights in swap._weights for weight in weights)
     return sum(part.numel() for part in swap._parts) / whole, [one_step(ranks, plan) for _ in range(2)]
 

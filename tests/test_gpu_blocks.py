@@ -33,7 +33,7 @@ def _small_tensors_count(monkeypatch) -> None:
 def model(**settings: object):
     made = transformer(LAYERS, attached=False).to(CUDA)
     adapt(made)
-    return made, wrap_blocks(made.transformer_blocks, Plan("cuda", "fp32", "flash", **settings))
+    return made, wrap_blocks(made.transformer_blocks, Plan("cuda", "fp32", "flash", **settings)).calls
 
 
 @pytest.mark.parametrize("swap", [0, 2, LAYERS])

@@ -45,8 +45,8 @@ def resident(ranks: Ranks, folder: Path) -> tuple[float, int]:
         elif inside and line.startswith("Rss:"):
             kilobytes += int(line.split()[1])
     assert model.transformer.proj_out.weight.sum(), "what is outside of the blocks keeps the file mapped until here"
-    closure = model._blocks[0].__closure__
-    split = next(cell.cell_contents for cell in closure if isinstance(cell.cell_contents, ShardedBlocks))
+    split = model._blocks.swap
+    assert isinstance(split, ShardedBlocks)
     gone = {id(weight.tensor) for weights in split._weights for weight in weights}
     stays = sum(tensor.nbytes for tensor in model.parameters() if id(tensor) not in gone)
     held = sum(memory.numel() for memory in (*split._parts, *split._slots))

@@ -5,6 +5,7 @@ them keeps, and the weights' fetching around everything, so that a second forwar
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
@@ -22,8 +23,21 @@ from mochi_lora.engine.swap import BlockSwap
 _Run = Callable[..., tuple[torch.Tensor, torch.Tensor]]  # `run_block` or its compiled form
 
 
-def wrap_blocks(blocks: Sequence[nn.Module], plan: Plan, ranks: Ranks = ALONE) -> list[Block]:
-    """The callables that run `blocks` as `plan` says, in order.
+@dataclass(frozen=True)
+class WrappedBlocks:
+    """The transformer's blocks as a plan runs them."""
+
+    calls: tuple[Block, ...]  # in order
+    swap: BlockSwap | None = None  # None: all weights are where they are used, all the time
+
+    def fetch(self, index: int) -> None:
+        """Put the weights of block `index` in place for who reads them beside its call. Shard ranks all do or none does."""
+        if self.swap is not None:
+            self.swap.require(index)
+
+
+def wrap_blocks(blocks: Sequence[nn.Module], plan: Plan, ranks: Ranks = ALONE) -> WrappedBlocks:
+    """`blocks` as `plan` says.
 
     Adapters may be attached before or after. With `block_swap`, or with shard ranks, the base weights of a block that is
     fetched are right only while it runs: who reads them otherwise (DoRA, when it is attached) does so before. With `compile`
@@ -43,8 +57,8 @@ def wrap_blocks(blocks: Sequence[nn.Module], plan: Plan, ranks: Ranks = ALONE) -
     elif plan.block_swap:
         swap = BlockSwap(blocks, plan.block_swap, device)
     else:
-        return calls
-    return [swap.wrap(index, call) for index, call in enumerate(calls)]
+        return WrappedBlocks(tuple(calls))
+    return WrappedBlocks(tuple(swap.wrap(index, call) for index, call in enumerate(calls)), swap)
 
 
 def _offloaded(run: _Run, block: nn.Module, offload: ActivationOffload) -> Block:

@@ -115,10 +115,9 @@ def weight_bytes(model: ModelSize, precision: Precision) -> float:
 
 @cache
 def split_bytes(model: ModelSize, precision: Precision) -> tuple[float, ...]:
-    """What shard ranks split of each block: all but the first one's visual modulation (`swap.stays`)."""
+    """What shard ranks split of each block."""
     whole = _block_bytes(model, precision)
     blocks = [whole] * model.layers
-    blocks[0] -= _stored(precision, "modulation") * 4 * model.width * (model.width + 1)
     blocks[-1] -= _missing_in_the_last(model, precision)
     return tuple(blocks)
 

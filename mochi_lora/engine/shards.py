@@ -30,14 +30,14 @@ class ShardedBlocks(BlockSwap):
         self._slots: list[torch.Tensor] = []
         super().__init__(blocks, len(blocks), device)
 
-    def _take(self, index: int, block: nn.Module) -> list[Weight]:
+    def _take(self, block: nn.Module) -> list[Weight]:
         """Copy this rank's part of a block's bytes to the device and let all go.
 
         Nothing else is looked at: of tensors that safetensors has mapped from a file, only that part is ever read.
         """
         taken, sources, end = [], [], 0
         for name, tensor in chain(block.named_parameters(), block.named_buffers()):
-            if stays(index, name):
+            if stays(name):
                 tensor.data = tensor.data.to(self._device)
                 continue
             assert not tensor.requires_grad, f"{name} is trained, but a sharded block's weights only ever come from its ranks"

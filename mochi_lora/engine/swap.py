@@ -35,17 +35,15 @@ def home_of(name: str, depth: int, plan: Plan) -> torch.device:
     """
     stem, _, rest = name.partition(".")
     if stem == _BLOCKS:
-        index, _, inside = rest.partition(".")
-        if int(index) in swapped_blocks(depth, depth if plan.shard > 1 else plan.block_swap) and not stays(int(index), inside):
+        index = int(rest.partition(".")[0])
+        if index in swapped_blocks(depth, depth if plan.shard > 1 else plan.block_swap):
             return torch.device("cpu")
     return torch.device(plan.device)
 
 
-def stays(index: int, name: str) -> bool:
-    """Whether a tensor of a swapped block is on the device all the time: LoRA's, and the first block's modulation, which is
-    also read from outside the blocks, where nothing is fetched (`model.step_cache`).
-    """
-    return ".lora_" in name or (index == 0 and name.startswith("norm1."))
+def stays(name: str) -> bool:
+    """Whether a tensor of a swapped block is on the device all the time, as LoRA's are."""
+    return ".lora_" in name
 
 
 @dataclass
@@ -65,7 +63,7 @@ class BlockSwap:
         self._memory = HostMemory(pinned=device.type == "cuda")
         self._lane = CopyLane(device)
         self._number = {index: number for number, index in enumerate(swapped_blocks(len(blocks), count))}
-        self._weights = [self._take(index, blocks[index]) for index in self._number]
+        self._weights = [self._take(blocks[index]) for index in self._number]
         self._places: tuple[dict[tuple[object, ...], torch.Tensor], ...] = tuple({} for _ in range(PLACES))
         self._holds: list[int | None] = [None] * PLACES
         self._arrived: list[Copied] = [Copied(None)] * PLACES
@@ -104,11 +102,16 @@ class BlockSwap:
 
         return swapped
 
-    def _take(self, index: int, block: nn.Module) -> list[Weight]:
+    def require(self, index: int) -> None:
+        """Block `index` of the model has its weights when the current stream goes on, until another one is called."""
+        if index in self._number:
+            self._require(self._number[index])
+
+    def _take(self, block: nn.Module) -> list[Weight]:
         """The base weights of a block, copied to the host; LoRA's, which were made beside them, go to the device."""
         taken = []
         for name, tensor in chain(block.named_parameters(), block.named_buffers()):
-            if stays(index, name):
+            if stays(name):
                 tensor.data = tensor.data.to(self._device)
                 continue
             assert not tensor.requires_grad, f"{name} is trained, but a swapped block's weights only ever come from the host"

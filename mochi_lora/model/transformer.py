@@ -112,6 +112,7 @@ class VelocityModel(nn.Module):
                 lengths = tuple(text.lengths[row] for row in samples)
                 return self._run_blocks(chosen[0], chosen[1], chosen[2], lengths, rotary)
 
+            self._blocks.fetch(0)
             indicator = model.transformer_blocks[0].norm1(before, conditioning)[0]
             visual = after_blocks(caches, before, indicator, run, self._context.mean if self._context else None)
         else:
@@ -130,7 +131,7 @@ class VelocityModel(nn.Module):
         lengths: tuple[int, ...],
         rotary: RotaryTables,
     ) -> torch.Tensor:
-        for block in self._blocks:
+        for block in self._blocks.calls:
             visual, stream = block(visual, stream, conditioning, lengths, rotary)
         return visual
 
