@@ -10,6 +10,7 @@ from mochi_lora.config.schema import AdapterConfig
 from mochi_lora.engine.attention import install_attention
 from mochi_lora.engine.blocks import wrap_blocks
 from mochi_lora.engine.checkpoints import Block
+from mochi_lora.engine.joint_block import install_blocks
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.transfer import Copied
 from mochi_lora.model.adapter import attach
@@ -39,6 +40,7 @@ def adapt(made: MochiTransformer3DModel, *, dropout: float = 0.0) -> None:
 
 
 def wrapped(made: MochiTransformer3DModel, checkpointing: str = "none", **settings: object) -> Sequence[Block]:
+    install_blocks(made.transformer_blocks)
     return wrap_blocks(made.transformer_blocks, Plan("cpu", "fp32", "auto", checkpointing, **settings)).calls
 
 

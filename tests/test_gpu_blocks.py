@@ -10,6 +10,7 @@ from inputs import relative
 
 from mochi_lora.engine import offload as offload_room
 from mochi_lora.engine.blocks import wrap_blocks
+from mochi_lora.engine.joint_block import install_blocks
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.transfer import CopyLane, HostMemory
 
@@ -33,6 +34,7 @@ def _small_tensors_count(monkeypatch) -> None:
 def model(**settings: object):
     made = transformer(LAYERS, attached=False).to(CUDA)
     adapt(made)
+    install_blocks(made.transformer_blocks)
     return made, wrap_blocks(made.transformer_blocks, Plan("cuda", "fp32", "flash", **settings)).calls
 
 

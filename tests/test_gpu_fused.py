@@ -11,6 +11,7 @@ from torch import nn
 
 from mochi_lora.engine.fp8 import Fp8Linear, quantise_rows, row_codes, supports_fp8
 from mochi_lora.engine.gating import GatedFeedForward, GatedProjection, gate, gate_codes, gate_gradient, gate_gradient_codes
+from mochi_lora.engine.residual import added, added_and_normalised, norm, normalised
 from mochi_lora.engine.rotary import joint_pair, rotate
 
 CUDA = torch.device("cuda")
@@ -28,12 +29,12 @@ def test_queries_and_keys_are_the_formulas(heads: tuple[int, int], text: int, dt
     made = [normal(batch, size, *heads, seed=seed).to(CUDA, dtype) for seed, size in enumerate((visual, visual, text, text))]
     inputs = [tensor.requires_grad_() for tensor in made]
     norms = [MochiRMSNorm(heads[1], 1e-5).to(CUDA).requires_grad_(requires_grad=False) for _ in range(2)]
-    for seed, norm in enumerate(norms):
-        norm.weight.data += 0.1 * normal(heads[1], seed=10 + seed).to(CUDA)
+    for seed, head_norm in enumerate(norms):
+        head_norm.weight.data += 0.1 * normal(heads[1], seed=10 + seed).to(CUDA)
     angles = normal(visual, heads[0], heads[1] // 2, seed=20).to(CUDA)
     rotary = (angles.cos(), angles.sin())
     pairs = zip(inputs[:2], inputs[2:], norms, strict=True)
-    exact = [torch.cat([rotate(norm(x), *rotary), words], dim=1) for x, words, norm in pairs]
+    exact = [torch.cat([rotate(head_norm(x), *rotary), words], dim=1) for x, words, head_norm in pairs]
     found = joint_pair(*inputs, norms[0].weight, norms[1].weight, *rotary, 1e-5)
     gradients = [normal(*tensor.shape, seed=30 + seed).to(CUDA, dtype) for seed, tensor in enumerate(exact)]
     bar = 1e-6 if dtype == torch.float32 else 1e-4
@@ -95,6 +96,39 @@ def test_an_fp8_feed_forward_layer_is_its_parts_one_after_another(*, compiled: b
     assert relative(found.detach().cpu(), exact.detach().cpu()) < 2e-2
     mine, true = (torch.autograd.grad(result, x, above)[0].cpu() for result in (found, exact))
     assert relative(mine, true) < 2e-2
+
+
+@DTYPES
+@pytest.mark.parametrize("width", [3072, 1536, 48])
+def test_the_residual_streams_kernels_are_the_formulas(width: int, dtype: torch.dtype) -> None:
+    """Three uses of one kernel and of its way back; in bf16 gradients differ by what the formula rounds in between."""
+    x, y = (normal(2, 33, width, seed=seed).to(CUDA, dtype).requires_grad_() for seed in (1, 2))
+    gate, factor = normal(2, width, seed=3).tanh().to(CUDA), (1 + 0.3 * normal(2, width, seed=4)).to(CUDA)
+    exact = x + norm(y, gate, 1e-6)
+    for found, wanted, inputs in (
+        (normalised(x, factor, 1e-6, coded=False), (x * 1, norm(x, factor, 1e-6)), [x]),
+        ((added(x, y, gate, 1e-6),), (exact,), [x, y]),
+        (added_and_normalised(x, y, gate, factor, 1e-6, coded=False), (exact, norm(exact, factor, 1e-6)), [x, y]),
+    ):
+        bar = 1e-6 if dtype == torch.float32 else 1e-3
+        for mine, true in zip(found, wanted, strict=True):
+            assert relative(mine.detach().cpu(), true.detach().cpu()) < bar
+        above = [normal(*made.shape, seed=10 + seed).to(made) for seed, made in enumerate(found)]
+        bar = 1e-5 if dtype == torch.float32 else 5e-3
+        truth = torch.autograd.grad(wanted, inputs, above, retain_graph=True)
+        for mine, true in zip(torch.autograd.grad(found, inputs, above), truth, strict=True):
+            assert relative(mine.cpu(), true.cpu()) < bar
+
+
+@FP8
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_codes_from_the_norm_are_those_of_its_values(*, compiled: bool) -> None:
+    x, factor = normal(2, 500, 3072).to(CUDA).bfloat16(), 1 + normal(2, 3072, seed=1).to(CUDA) / 4
+    run = torch.compile(normalised, fullgraph=True) if compiled else normalised
+    _, (values, codes, scale) = run(x, factor, 1e-6, coded=True)
+    right, right_scale = quantise_rows(values.flatten(0, 1))
+    torch.testing.assert_close(scale, right_scale, rtol=1e-6, atol=0)
+    assert (codes.float() != right.float()).float().mean() < 1e-3
 
 
 def linear(inputs: int, outputs: int) -> Fp8Linear:

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from peft.tuners.lora import Linear
 from torch import nn
 
+from mochi_lora.engine.fp8 import Coded, Fp8Linear, through, values_of
+
 
 @dataclass(frozen=True)
 class _Factors:
@@ -26,8 +28,13 @@ class _Factors:
     scale: float
 
 
-def project(layers: Sequence[nn.Module], x: torch.Tensor) -> list[torch.Tensor]:
-    """What each of `layers` makes of the same `x` [..., K]: [..., N] each.
+def takes_codes(layers: Sequence[nn.Module]) -> bool:
+    """Whether any of `layers`, adapted or not, multiplies codes of its input."""
+    return any(isinstance(layer.get_base_layer() if isinstance(layer, Linear) else layer, Fp8Linear) for layer in layers)
+
+
+def project(layers: Sequence[nn.Module], rows: torch.Tensor | Coded) -> list[torch.Tensor]:
+    """What each of `layers` makes of the same values x [..., K]: [..., N] each.
 
     PEFT's sum, but for the order of the additions in the input's gradient. Layers that hold anything but one plain adapter
     (none, several, DoRA, dropout in training, merged or switched off) are called as they are.
@@ -35,18 +42,18 @@ def project(layers: Sequence[nn.Module], x: torch.Tensor) -> list[torch.Tensor]:
     found = [_plain_factors(layer) for layer in layers]
     downs = [factors.down for factors in found if factors is not None]
     if len(downs) < 2:
-        return [layer(x) for layer in layers]
-    down = torch.cat(downs)
+        return [through(layer, rows) for layer in layers]
+    x, down = values_of(rows), torch.cat(downs)
     # PEFT takes x to A's float32; autocast would take it back to bf16.
     same = x if torch.is_autocast_enabled(x.device.type) else x.to(down.dtype)
     low = iter(F.linear(same, down).split([len(part) for part in downs], dim=-1))
     pairs = zip(layers, found, strict=True)
-    return [layer(x) if factors is None else _adapted(factors, x, next(low)) for layer, factors in pairs]
+    return [through(layer, rows) if factors is None else _adapted(factors, rows, next(low)) for layer, factors in pairs]
 
 
-def _adapted(factors: _Factors, x: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+def _adapted(factors: _Factors, rows: torch.Tensor | Coded, low: torch.Tensor) -> torch.Tensor:
     """`low` = A x [..., r]."""
-    result = factors.base(x)
+    result = through(factors.base, rows)
     return (result + F.linear(low, factors.up) * factors.scale).to(result.dtype)
 
 

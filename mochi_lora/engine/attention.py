@@ -17,6 +17,7 @@ from diffusers import MochiTransformer3DModel
 from mochi_lora.engine import kernels
 from mochi_lora.engine.adapted import project
 from mochi_lora.engine.context import ContextRanks
+from mochi_lora.engine.fp8 import Coded
 from mochi_lora.engine.kernels import Attention
 from mochi_lora.engine.rotary import joint_queries_keys
 from mochi_lora.errors import UserError
@@ -63,8 +64,8 @@ class JointAttention:
     def __call__(
         self,
         attn: Any,  # noqa: ANN401 - diffusers' MochiAttention
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
+        hidden_states: torch.Tensor | Coded,
+        encoder_hidden_states: torch.Tensor | Coded,
         attention_mask: torch.Tensor | Sequence[int],
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,7 +98,7 @@ class JointAttention:
         if self.context is not None:
             joint = self.context.to_tokens(joint, before)
         joint = joint.flatten(2)
-        visual, text = joint.split_with_sizes((visual.shape[1], text.shape[1]), dim=1)
+        visual, text = joint.split_with_sizes((joint.shape[1] - q_text.shape[1], q_text.shape[1]), dim=1)
         visual = attn.to_out[0](visual)
         if hasattr(attn, "to_add_out"):  # the last block discards its text stream
             text = attn.to_add_out(text)

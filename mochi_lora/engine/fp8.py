@@ -12,9 +12,10 @@ transposed copy that the backward product wants (fp8 kernels read both factors a
 kept nowhere; an operator of our own around it would leave it to torch's byte-wise copy instead of the compiler's kernel.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from mochi_lora.engine.quantised import QuantisedLinear, Spec
 
@@ -24,6 +25,14 @@ except ImportError:
     fused = None  # type: ignore[assignment]
 
 CODES = torch.float8_e4m3fn
+
+
+class Coded(NamedTuple):
+    """What several products read, quantised by who made it. Gradients flow to the values."""
+
+    values: torch.Tensor  # [..., K]
+    codes: torch.Tensor  # [M, K] e4m3
+    scale: torch.Tensor  # [M, 1] float32
 
 
 class Fp8Linear(QuantisedLinear):
@@ -49,10 +58,29 @@ class Fp8Linear(QuantisedLinear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Linear's name
         """[..., K] -> [..., N] bf16."""
-        rows = input.reshape(-1, self.in_features)
-        result = _Fp8Product.apply(rows, self.weight, self.weight_scale, self.compute_dtype)
-        result = result.reshape(*input.shape[:-1], self.out_features)
+        return self.of(coded(input))
+
+    def of(self, rows: Coded) -> torch.Tensor:
+        """What `forward` makes of the values."""
+        values = rows.values.reshape(-1, self.in_features)
+        result = _Fp8Product.apply(values, rows.codes, rows.scale, self.weight, self.weight_scale, self.compute_dtype)
+        result = result.reshape(*rows.values.shape[:-1], self.out_features)
         return result if self.bias is None else result + self.bias
+
+
+def coded(values: torch.Tensor) -> Coded:
+    """`values` [..., K] with the codes of their rows."""
+    return Coded(values, *quantise_rows(values.detach().reshape(-1, values.shape[-1])))
+
+
+def values_of(rows: torch.Tensor | Coded) -> torch.Tensor:
+    """The values, with codes beside them or without."""
+    return rows.values if isinstance(rows, Coded) else rows
+
+
+def through(layer: nn.Module, rows: torch.Tensor | Coded) -> torch.Tensor:
+    """What `layer` makes of the values; by their codes if there are any and it multiplies codes."""
+    return layer.of(rows) if isinstance(layer, Fp8Linear) and isinstance(rows, Coded) else layer(values_of(rows))
 
 
 def quantise_rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,13 +156,19 @@ def input_gradient(codes: torch.Tensor, scale: torch.Tensor, weight: torch.Tenso
 
 class _Fp8Product(torch.autograd.Function):
     @staticmethod
-    def forward(x: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        codes, scale = quantise_rows(x)
+    def forward(
+        x: torch.Tensor,  # noqa: ARG004 - gets the gradient
+        codes: torch.Tensor,
+        scale: torch.Tensor,
+        weight: torch.Tensor,
+        weight_scale: torch.Tensor,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
         return product(codes, scale, weight, weight_scale, dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:  # noqa: ANN401, ARG004
-        x, weight, weight_scale, _ = inputs
+        x, _, _, weight, weight_scale, _ = inputs
         ctx.save_for_backward(weight, weight_scale)
         ctx.dtype = x.dtype
 
@@ -142,7 +176,7 @@ class _Fp8Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
         weight, weight_scale = ctx.saved_tensors
         codes, scale = scaled_codes(gradients[0], weight_scale)
-        return input_gradient(codes, scale, weight).to(ctx.dtype), None, None, None
+        return input_gradient(codes, scale, weight).to(ctx.dtype), None, None, None, None, None
 
 
 def supports_fp8(device: torch.device) -> bool:

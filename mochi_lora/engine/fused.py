@@ -146,3 +146,60 @@ def _halves(gradient, hidden, row, column, size):
     above = tl.load(gradient + row * size + column, column < size, 0.0).to(tl.float32)
     share = tl.sigmoid(second)
     return above * second * share, above * first * share * (1.0 + second * (1.0 - share))
+
+
+@triton.jit
+def residual_norm(
+    x, y, gate, factor, total, normed, codes, scales,
+    rows, size, eps, ADD: tl.constexpr, NORM: tl.constexpr, CODES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A token: with ADD its sum with the gated norm of y, with NORM the scaled norm of that, with CODES as e4m3 too.
+
+    `rows` tokens a sample share a row of `gate` and `factor`. Rounded where the formula rounds.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    there, places, shared = column < size, row * size + column, (row // rows) * size + column
+    value = tl.load(x + places, there, 0.0).to(tl.float32)
+    if ADD:
+        other = tl.load(y + places, there, 0.0).to(tl.float32)
+        other = other * tl.rsqrt(tl.sum(other * other, axis=0) / size + eps) * tl.load(gate + shared, there, 0.0)
+        rounded = (value + other.to(x.dtype.element_ty).to(tl.float32)).to(x.dtype.element_ty)
+        tl.store(total + places, rounded, there)
+        value = rounded.to(tl.float32)
+    if NORM:
+        value = value * tl.rsqrt(tl.sum(value * value, axis=0) / size + eps) * tl.load(factor + shared, there, 0.0)
+        rounded = value.to(x.dtype.element_ty)
+        tl.store(normed + places, rounded, there)
+        if CODES:
+            value = rounded.to(tl.float32)
+            scale = tl.maximum(tl.max(tl.abs(value), axis=0), 1e-12) / 448.0
+            tl.store(scales + row, scale)
+            tl.store(codes + places, (value * (1.0 / scale)).to(codes.dtype.element_ty), there)
+
+
+@triton.jit
+def residual_norm_gradient(
+    above, normed_above, total, y, gate, factor, dx, dy,
+    rows, size, eps, ADD: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """From the gradients of `total` and `normed` those of x, with NORM, and of y, with ADD."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    there, places, shared = column < size, row * size + column, (row // rows) * size + column
+    grad = tl.load(above + places, there, 0.0).to(tl.float32)
+    if NORM:
+        upper = tl.load(normed_above + places, there, 0.0).to(tl.float32) * tl.load(factor + shared, there, 0.0)
+        grad += _row_norm_gradient(upper, tl.load(total + places, there, 0.0).to(tl.float32), size, eps)
+        tl.store(dx + places, grad, there)
+    if ADD:
+        grad = grad * tl.load(gate + shared, there, 0.0)
+        tl.store(dy + places, _row_norm_gradient(grad, tl.load(y + places, there, 0.0).to(tl.float32), size, eps), there)
+
+
+@triton.jit
+def _row_norm_gradient(grad, x, size, eps):
+    """Of a row x for its norm x r, r = rsqrt(mean x^2 + eps): r (g - x r^2 mean(g x)). What lies beyond `size` is zero."""
+    scale = tl.rsqrt(tl.sum(x * x, axis=0) / size + eps)
+    along = tl.sum(grad * x, axis=0) / size
+    return scale * (grad - x * scale * scale * along)

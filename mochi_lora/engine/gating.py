@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers.models.activations import SwiGLU
 from torch import nn
 
-from mochi_lora.engine.fp8 import Fp8Linear, empty_codes, input_gradient, product, quantise_rows, scaled_codes
+from mochi_lora.engine.fp8 import Coded, Fp8Linear, coded, empty_codes, input_gradient, product, scaled_codes, values_of
 
 try:
     from mochi_lora.engine import fused
@@ -44,15 +44,23 @@ class GatedFeedForward(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, rows: torch.Tensor | Coded) -> torch.Tensor:
         """[..., K] -> [..., K]."""
+        x = values_of(rows)
         first, last = self.net[0].proj, self.net[2]
         if fused is not None and x.is_cuda and _is_bare(first) and _is_bare(last):
+            _, codes, scale = rows if isinstance(rows, Coded) else coded(x)
             weights = first.weight, first.weight_scale, last.weight, last.weight_scale
-            return _Fp8FeedForward.apply(x.reshape(-1, x.shape[-1]), *weights, last.compute_dtype).reshape(x.shape)
+            made = _Fp8FeedForward.apply(x.reshape(-1, x.shape[-1]), codes, scale, *weights, last.compute_dtype)
+            return made.reshape(x.shape)
         for layer in self.net:
             x = layer(x)
         return x
+
+
+def reads_codes(layer: nn.Module) -> bool:
+    """Whether nothing but the codes of its input is read: both linears are bare fp8 ones."""
+    return isinstance(layer, GatedFeedForward) and _is_bare(layer.net[0].proj) and _is_bare(layer.net[2])
 
 
 def _is_bare(linear: Any) -> TypeGuard[Fp8Linear]:  # noqa: ANN401 - what a module list holds is not typed
@@ -97,16 +105,18 @@ class _Fp8FeedForward(torch.autograd.Function):
     """Two `Fp8Linear`s without bias, the gate between them. Nothing but the wide layer is kept for the way back."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913, PLR0917 - apply takes no dataclass
         ctx: Any,  # noqa: ANN401
         x: torch.Tensor,
+        codes: torch.Tensor,
+        scale: torch.Tensor,
         first: torch.Tensor,
         first_scale: torch.Tensor,
         last: torch.Tensor,
         last_scale: torch.Tensor,
         dtype: torch.dtype,
     ) -> torch.Tensor:
-        hidden = product(*quantise_rows(x), first, first_scale, dtype)
+        hidden = product(codes, scale, first, first_scale, dtype)
         ctx.save_for_backward(hidden, first, first_scale, last, last_scale)
         ctx.dtype = x.dtype
         codes, scale = gate_codes(hidden)
@@ -117,7 +127,7 @@ class _Fp8FeedForward(torch.autograd.Function):
         hidden, first, first_scale, last, last_scale = ctx.saved_tensors
         above = input_gradient(*scaled_codes(gradients[0], last_scale), last)
         codes, scale = gate_gradient_codes(above, hidden, first_scale)
-        return input_gradient(codes, scale, first).to(ctx.dtype), None, None, None, None, None
+        return input_gradient(codes, scale, first).to(ctx.dtype), *[None] * 7
 
 
 @torch.library.custom_op("mochi_lora::gate_codes", mutates_args=())

@@ -18,9 +18,8 @@ from torch import nn
 from mochi_lora.data.samples import TextEmbedding
 from mochi_lora.engine.attention import install_attention
 from mochi_lora.engine.blocks import wrap_blocks
-from mochi_lora.engine.checkpoints import RotaryTables
 from mochi_lora.engine.context import ContextRanks
-from mochi_lora.engine.gating import install_gates
+from mochi_lora.engine.joint_block import RotaryTables, install_blocks
 from mochi_lora.engine.mesh import ALONE, Ranks
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.precision import compute_dtype
@@ -71,7 +70,7 @@ class VelocityModel(nn.Module):
         self.ranks = ranks
         self._context = ContextRanks.of(ranks)
         install_attention(transformer, plan.attention, self._context)
-        install_gates(transformer.transformer_blocks)
+        install_blocks(transformer.transformer_blocks)
         self._blocks = wrap_blocks(transformer.transformer_blocks, plan, ranks)
         self._rotary: tuple[tuple[object, ...], RotaryTables] | None = None
 
