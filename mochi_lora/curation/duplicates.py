@@ -19,15 +19,24 @@ class Twin:
     bits: float  # mean difference of their picture hashes, of 64
 
 
-def find_twins(clips: Sequence[Clip], limit: float) -> list[Twin]:
-    """Every clip that differs by at most `limit` bits from a better one that stays; by place.
+@dataclass(frozen=True)
+class Compared:
+    """Every clip held against those that are better."""
+
+    twins: list[Twin]
+    nearest: list[float | None]  # bits to the nearest better clip of another shot, itself a twin or not; None for the best
+
+
+def compare_clips(clips: Sequence[Clip], limit: float | None) -> Compared:
+    """`twins` are the clips that differ by at most `limit` bits from a better one that stays, by place; none without a limit.
 
     Clips of one shot are no duplicates of each other: how many a shot gives was decided when it was split. Better is
     longer, then larger in pixels, then sharper, then earlier in the list. Each clip is compared with the kept ones from the
     best down, so that of a chain of near ones the ends may both stay.
     """
+    nearest: list[float | None] = [None] * len(clips)
     if not clips:
-        return []
+        return Compared([], nearest)
     order = sorted(range(len(clips)), key=lambda place: _worth(clips[place], place))
     hashes = np.array([[int(text, 16) for text in clips[place].measures.hashes] for place in order], dtype=np.uint64)
     shots = _numbered([(clips[place].file_name, clips[place].shot) for place in order])
@@ -35,13 +44,19 @@ def find_twins(clips: Sequence[Clip], limit: float) -> list[Twin]:
     for begin in range(0, len(order), _BLOCK):
         block = slice(begin, begin + _BLOCK)
         bits = _distances(hashes[block], hashes[: begin + _BLOCK])
-        near = (bits <= limit) & (shots[block, None] != shots[None, : begin + _BLOCK])
-        for row, others in zip(range(begin, min(begin + _BLOCK, len(order))), near, strict=True):
-            better = [other for other in np.flatnonzero(others[:row]) if int(other) not in twin_of]
-            if better:
-                nearest = min(better, key=lambda other: bits[row - begin, other])
-                twin_of[row] = (int(nearest), float(bits[row - begin, nearest]))
-    return sorted((Twin(order[row], order[other], bits) for row, (other, bits) in twin_of.items()), key=lambda twin: twin.clip)
+        bits[shots[block, None] == shots[None, : begin + _BLOCK]] = np.inf
+        for row, to_others in zip(range(begin, min(begin + _BLOCK, len(order))), bits, strict=True):
+            to_better = to_others[:row]
+            least = float(to_better.min(initial=np.inf))
+            nearest[order[row]] = least if np.isfinite(least) else None
+            if limit is None or least > limit:
+                continue
+            staying = [int(other) for other in np.flatnonzero(to_better <= limit) if int(other) not in twin_of]
+            if staying:
+                other = min(staying, key=lambda place: to_better[place])
+                twin_of[row] = (other, float(to_better[other]))
+    twins = (Twin(order[row], order[other], bits) for row, (other, bits) in twin_of.items())
+    return Compared(sorted(twins, key=lambda twin: twin.clip), nearest)
 
 
 def _worth(clip: Clip, place: int) -> tuple[float, int, float, int]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from mochi_lora.config.curation import FilterConfig
 from mochi_lora.curation.clip_measures import ClipMeasures
-from mochi_lora.curation.duplicates import find_twins
+from mochi_lora.curation.duplicates import compare_clips
 from mochi_lora.curation.manifest import Clip
 
 _BINS = 20
@@ -39,7 +39,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Distribution:
-    """The values a limit was cut from, over all clips, refused ones too."""
+    """The values a limit was cut from, over all clips, refused ones too; for duplicates over those that the others let pass."""
 
     setting: str
     threshold: float | None
@@ -71,18 +71,35 @@ def limits(settings: FilterConfig) -> tuple[Limit, ...]:
     )
 
 
-def filter_clips(clips: Sequence[Clip], settings: FilterConfig) -> list[Clip]:
-    """Every clip of `clips`, in order, with `refused`, `flags` and `crop` set."""
+@dataclass(frozen=True)
+class Filtered:
+    """Every clip, in order, with `refused`, `flags` and `crop` set; and what each limit was cut from."""
+
+    clips: list[Clip]
+    distributions: list[Distribution]
+
+
+def filter_clips(clips: Sequence[Clip], settings: FilterConfig) -> Filtered:
+    """Limits first, on each clip alone; then duplicates, among those that are left."""
     asked = limits(settings)
     judged = [_judged(clip, asked, crop_bars=settings.crop_bars) for clip in clips]
-    if settings.duplicate_bits is None:
-        return judged
     staying = [place for place, clip in enumerate(judged) if clip.refused is None]
-    for twin in find_twins([judged[place] for place in staying], settings.duplicate_bits):
+    compared = compare_clips([judged[place] for place in staying], settings.duplicate_bits)
+    for twin in compared.twins:
         better = judged[staying[twin.better]].name
         reason = f"duplicate: {twin.bits:.1f} bits from {better}, filter.duplicate_bits is {settings.duplicate_bits:g}"
         judged[staying[twin.clip]] = replace(judged[staying[twin.clip]], refused=reason)
-    return judged
+    seen = [
+        _distribution(
+            limit.setting,
+            limit.threshold,
+            sum(limit.refuses(clip.measures) is not None for clip in clips),
+            [limit.value(clip.measures) for clip in clips],
+        )
+        for limit in asked
+    ]
+    seen.append(_distribution("duplicate_bits", settings.duplicate_bits, len(compared.twins), compared.nearest))
+    return Filtered(judged, [one for one in seen if one is not None])
 
 
 def _judged(clip: Clip, asked: Sequence[Limit], *, crop_bars: bool) -> Clip:
@@ -92,26 +109,21 @@ def _judged(clip: Clip, asked: Sequence[Limit], *, crop_bars: bool) -> Clip:
     return replace(clip, refused=reason, flags=flags, crop=bars if crop_bars else None)
 
 
-def distributions(clips: Sequence[Clip], settings: FilterConfig) -> list[Distribution]:
-    """One per limit that has been measured on any clip."""
-    found = []
-    for limit in limits(settings):
-        values = np.array([value for clip in clips if (value := limit.value(clip.measures)) is not None])
-        if not len(values):
-            continue
-        counts, edges = np.histogram(values, bins=_BINS)
-        found.append(
-            Distribution(
-                setting=limit.setting,
-                threshold=limit.threshold,
-                refused=sum(limit.refuses(clip.measures) is not None for clip in clips),
-                clips=len(values),
-                percentiles={str(part): round(float(np.percentile(values, part)), 5) for part in _PERCENTILES},
-                edges=tuple(round(float(edge), 5) for edge in edges),
-                counts=tuple(int(count) for count in counts),
-            )
-        )
-    return found
+def _distribution(setting: str, threshold: float | None, refused: int, measured: Sequence[float | None]) -> Distribution | None:
+    """None where no clip has been measured."""
+    values = np.array([value for value in measured if value is not None])
+    if not len(values):
+        return None
+    counts, edges = np.histogram(values, bins=_BINS)
+    return Distribution(
+        setting=setting,
+        threshold=threshold,
+        refused=refused,
+        clips=len(values),
+        percentiles={str(part): round(float(np.percentile(values, part)), 5) for part in _PERCENTILES},
+        edges=tuple(round(float(edge), 5) for edge in edges),
+        counts=tuple(int(count) for count in counts),
+    )
 
 
 def distribution_row(distribution: Distribution) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """Raw footage: which files there are, and the survey of each, made once and kept."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from mochi_lora.data.media import VIDEO_SUFFIXES
 from mochi_lora.data.probe import ClipInfo, probe
 from mochi_lora.errors import ClipError, UserError
 
+_CAPTION_SUFFIX = ".txt"
 _KNOWN = " ".join(sorted(VIDEO_SUFFIXES))
 
 
@@ -38,24 +40,31 @@ class Surveyed:
     was_there: bool
 
 
-def list_footage(footage: Path, folder: Path) -> list[Path]:
-    """Video files of `footage`, by path. Hidden ones and what lies in `folder` (our own) are left out.
+def list_footage(footage: Path, folder: Path) -> tuple[list[Path], dict[str, int]]:
+    """Video files of `footage`, by path, and how many files of which suffix are none, most first.
+
+    Left out of both are hidden files, what lies in `folder` (our own), and captions (`.txt`).
 
     Raises UserError where there are none.
     """
     if not footage.exists():
         message = f"prepare.footage: {footage} does not exist; expected a video or a folder of videos"
         raise UserError(message)
-    if footage.is_file():
-        found = [footage] if footage.suffix.lower() in VIDEO_SUFFIXES else []
-    else:
-        inside = [path for path in footage.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
-        visible = [path for path in inside if not any(part.startswith(".") for part in path.relative_to(footage).parts)]
-        found = sorted(path for path in visible if not path.resolve().is_relative_to(folder.resolve()))
+    own = folder.resolve()
+    inside = [footage] if footage.is_file() else [path for path in footage.rglob("*") if _visible(path, footage, own)]
+    found = sorted(path for path in inside if path.suffix.lower() in VIDEO_SUFFIXES)
+    known = VIDEO_SUFFIXES | {_CAPTION_SUFFIX}
+    others = Counter(path.suffix.lower() or "(no suffix)" for path in inside if path.suffix.lower() not in known)
     if not found:
-        message = f"prepare.footage: no video in {footage}; expected files named {_KNOWN}"
+        seen = f" ({' '.join(f'{count} {suffix}' for suffix, count in others.most_common())})" if others else ""
+        message = f"prepare.footage: no video in {footage}{seen}; expected files named {_KNOWN}"
         raise UserError(message)
-    return found
+    return found, dict(others.most_common())
+
+
+def _visible(path: Path, footage: Path, own: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(footage).parts)
+    return not hidden and path.is_file() and not path.resolve().is_relative_to(own)
 
 
 def survey_footage(
@@ -76,10 +85,13 @@ def survey_footage(
         if not isinstance(found, ClipInfo):
             return found
         try:
+            kept_as = _file(path, folder, settings)  # before: a file that grows meanwhile is another one
             made = survey_source(found, settings, progress.done, stop)
-            save_survey(_file(path, folder, settings), made)
         except ClipError as error:
             return Refused(_without_name(str(error), path))
+        except OSError as error:
+            return Refused(f"cannot be read ({error.strerror})")
+        save_survey(kept_as, made)
         return Surveyed(made, was_there=False)
 
     pool = ThreadPoolExecutor(workers)

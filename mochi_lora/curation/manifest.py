@@ -2,6 +2,7 @@
 
 split.jsonl     every clip of every shot, with its measures
 clips.jsonl     what the filter kept; `data.clips` takes it as it is, `caption` fills its column text
+texts.jsonl     every caption there was when the filter ran last, of clips that are no more too
 refused.jsonl   what it did not keep, each with its reason
 footage.jsonl   what became of each source: shots, clips, or why it cannot be used
 filter.json     what each limit was cut from
@@ -9,7 +10,7 @@ filter.json     what each limit was cut from
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from mochi_lora.curation.clip_measures import ClipMeasures
 from mochi_lora.errors import DamagedFileError, UserError
 from mochi_lora.files import write_text
 
-SPLIT, KEPT, REFUSED, FOOTAGE, DISTRIBUTIONS = "split.jsonl", "clips.jsonl", "refused.jsonl", "footage.jsonl", "filter.json"
+SPLIT, KEPT, REFUSED, TEXTS = "split.jsonl", "clips.jsonl", "refused.jsonl", "texts.jsonl"
+FOOTAGE, DISTRIBUTIONS = "footage.jsonl", "filter.json"
+
+Key = tuple[str, float, float]  # file_name, start, end
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Clip:
         return f"{self.source}@{self.start:g}s"
 
     @property
-    def key(self) -> tuple[str, float, float]:
+    def key(self) -> Key:
         """What makes it this clip, whatever is said of it."""
         return (self.file_name, self.start, self.end)
 
@@ -100,14 +104,21 @@ def _clip(row: dict[str, Any]) -> Clip:
     )
 
 
-def with_texts_of(clips: Sequence[Clip], table: Path) -> list[Clip]:
-    """`clips` with the captions that an earlier `table` has for them: a second filtering loses no caption.
+def read_texts(folder: Path) -> dict[Key, str]:
+    """Every caption that the tables in `folder` hold, by `Clip.key`; texts.jsonl counts for clips that are in neither other.
 
     Raises DamagedFileError naming the line that cannot be read.
     """
+    texts: dict[Key, str] = {}
+    for name in (TEXTS, REFUSED, KEPT):
+        texts |= _texts_of(folder / name)
+    return {key: text for key, text in texts.items() if text}
+
+
+def _texts_of(table: Path) -> dict[Key, str]:
+    texts: dict[Key, str] = {}
     if not table.is_file():
-        return list(clips)
-    texts: dict[tuple[str, float, float], str] = {}
+        return texts
     for number, line in enumerate(table.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
@@ -117,7 +128,26 @@ def with_texts_of(clips: Sequence[Clip], table: Path) -> list[Clip]:
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             message = f"{table}:{number}: cannot be read ({error}), and may hold a caption; mend the line or move the file away"
             raise DamagedFileError(message) from error
+    return texts
+
+
+def write_texts(folder: Path, texts: Mapping[Key, str]) -> None:
+    """Before the tables are written: a kill between two of them, or a split that has a clip no longer, loses no caption."""
+    rows = [{"file_name": name, "start": start, "end": end, "text": text} for (name, start, end), text in sorted(texts.items())]
+    if rows or (folder / TEXTS).is_file():
+        write_table(folder / TEXTS, rows)
+
+
+def with_texts(clips: Sequence[Clip], texts: Mapping[Key, str]) -> list[Clip]:
+    """`clips` with their captions of `texts`; those without one keep what they have."""
     return [replace(clip, text=texts.get(clip.key) or clip.text) for clip in clips]
+
+
+def without_clip(texts: Mapping[Key, str], clips: Sequence[Clip]) -> list[Key]:
+    """Captions that no clip has, itself or another of its source: a file's `.txt` is the caption of all its clips."""
+    said = {(clip.file_name, clip.text) for clip in clips}
+    there = {clip.key for clip in clips}
+    return [key for key, text in texts.items() if key not in there and (key[0], text) not in said]
 
 
 def name_in_table(path: Path, folder: Path) -> str:

@@ -4,7 +4,8 @@ Hard cuts are PySceneDetect's. It knows nothing of dissolves, and fades only by 
 in one is the mean of those a quarter of a second before and after, and these two differ much. Measured at 8 x 4 pixels of
 colour on ten filmed and drawn shots without one: where the frame is within 25 % of that mean, the two differ by at most 10
 (of 255). In fades and dissolves, of 8 to 24 frames between moving shots, they differ by 33 to 150. Not found are dissolves
-between shots of the same colours, and longer than two seconds.
+between shots of the same colours, and mixes longer than two seconds: those are as likely a zoom or a light that changes. A
+fade to or from black is one however long.
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import numpy as np
 from mochi_lora.curation.survey import Survey
 
 _MIX_SPREAD, _MIX_BEND = 14.0, 0.25
+_LONGEST_MIX = 2.0  # seconds
 _LONG_BLACK = 1.0  # seconds; shorter is part of a fade, longer a stretch of its own that the filter names
 
 
@@ -49,7 +51,7 @@ def find_borders(survey: Survey, black: float) -> list[Border]:
     """Cuts, fades, dissolves and short black, those that touch joined; ascending, apart from each other."""
     dark = black_frames(survey, black)
     found = [Border(int(cut), int(cut), int(cut), hard=True) for cut in survey.cuts]
-    found += _mixes(survey)
+    found += _mixes(survey, dark)
     for first, stop in runs(dark):
         if (stop - first) * survey.frame_seconds < _LONG_BLACK:
             found.append(Border(first, stop, first, hard=False))
@@ -65,12 +67,16 @@ def black_frames(survey: Survey, black: float) -> np.ndarray:
     return (survey.luma <= black * 255) & (survey.contrast <= black * 255)
 
 
-def _mixes(survey: Survey) -> Iterator[Border]:
+def _mixes(survey: Survey, dark: np.ndarray) -> Iterator[Border]:
     """Each run of frames between which the picture only fades, widened to where the fade begins and ends."""
     around = survey.around
     for first, stop in runs((survey.spread > _MIX_SPREAD) & (survey.bend < _MIX_BEND)):
-        if stop - first >= min(3, around):
-            yield Border(max(0, first - around), min(len(survey.times), stop + around), (first + stop) // 2, hard=False)
+        begin, end = max(0, first - around), min(len(survey.times), stop + around)
+        # `bend` is above its limit for the first and last twelfth of a second of a mix between still pictures.
+        seconds = (stop - first + 2 * around / 3) * survey.frame_seconds
+        bounded = seconds <= _LONGEST_MIX + survey.frame_seconds / 2 or dark[begin:end].any()
+        if stop - first >= min(3, around) and bounded:
+            yield Border(begin, end, (first + stop) // 2, hard=False)
 
 
 def _joined(borders: list[Border], gap: int) -> list[Border]:

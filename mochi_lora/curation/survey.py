@@ -7,11 +7,13 @@ every measure works on a thumbnail (128 pixels on the short side) or, four times
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
@@ -28,6 +30,7 @@ from mochi_lora.files import digest_of, write_atomic
 SCHEMA = 1  # counts changes to what is measured, and how
 THUMB, LINES = 128, 360  # short side of the thumbnail and of the luma looked at for sharpness and bars, in pixels
 _LONGEST = 4  # times the short side; beyond, a panorama's thumbnail would be as large as its picture
+_NARROWEST = 16  # pixels of the thumbnail; OpenCV's DIS flow reads beyond its memory where a side is smaller
 _SAME_TIME = 1e-4  # seconds
 _REPORT_EVERY = 64  # frames
 _EDGE_BYTES = 1 << 20
@@ -76,8 +79,9 @@ def survey_source(
 ) -> Survey:
     """Decode `info`'s file once, forward, and measure every frame. `advance(n)` is called now and then with frames done.
 
-    Raises ClipError where the file turns out damaged, and where `stop` is set before the end.
+    Raises ClipError where the file turns out damaged or cannot be measured, and where `stop` is set before the end.
     """
+    _refuse_narrow(info)
     measures = FrameMeasures(info.frame_seconds, settings)
     thumb, closer = _scaled(info, THUMB), _scaled(info, LINES)
     convert_thumb, convert_closer = VideoReformatter(), VideoReformatter()
@@ -91,9 +95,10 @@ def survey_source(
             if time is None:
                 continue
             times.append(time)
-            measures.add(as_shown(info, frame, convert_thumb, size=thumb))
-            if measures.wants_a_look:
-                measures.look(as_shown(info, frame, convert_closer, size=closer))
+            with _unmeasurable_named(info.path):
+                measures.add(as_shown(info, frame, convert_thumb, size=thumb))
+                if measures.wants_a_look:
+                    measures.look(as_shown(info, frame, convert_closer, size=closer))
             if len(times) % _REPORT_EVERY == 0:
                 advance(_REPORT_EVERY)
                 if stop is not None and stop.is_set():
@@ -105,6 +110,24 @@ def survey_source(
     advance(len(times) % _REPORT_EVERY)
     duration = times[-1] + info.frame_seconds
     return Survey(info.width, info.height, info.frame_seconds, duration, np.array(times), **measures.finished())
+
+
+@contextmanager
+def _unmeasurable_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except cv2.error as error:
+        message = f"{path}: its pictures cannot be measured ({' '.join(str(error).split())}); leave it out, and tell us"
+        raise ClipError(message) from error
+
+
+def _refuse_narrow(info: ClipInfo) -> None:
+    if min(_scaled(info, THUMB)) < _NARROWEST:
+        message = (
+            f"{info.path}: a picture of {info.width}x{info.height} pixels is too small or too narrow to be measured; the short "
+            f"side has to have {_NARROWEST} pixels or more, the long one {_LONGEST * THUMB // _NARROWEST} times as many at most"
+        )
+        raise ClipError(message)
 
 
 def _time(frame: VideoFrame, tick: float, info: ClipInfo, before: list[float]) -> float | None:
@@ -121,7 +144,7 @@ def _time(frame: VideoFrame, tick: float, info: ClipInfo, before: list[float]) -
 def _scaled(info: ClipInfo, short: int) -> tuple[int, int]:
     """(width, height) of the picture as shown with `short` pixels on its short side; never enlarged."""
     scale = min(1.0, short / min(info.width, info.height), _LONGEST * short / max(info.width, info.height))
-    return max(8, round(info.width * scale)), max(8, round(info.height * scale))
+    return round(info.width * scale), round(info.height * scale)
 
 
 def survey_key(path: Path, settings: SplitConfig) -> str:

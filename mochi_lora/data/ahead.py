@@ -1,5 +1,6 @@
 """Work begun before its result is asked for, in order and in bounded number: clips are read while the VAE encodes."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,6 +9,17 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_FEWEST, _MOST = 2, 8  # threads: reading shall overlap on one core too; a clip of 163 frames each is 6.5 GB at eight
+
+
+def threads_to_read(read_ahead: int | None, processes: int = 1) -> int:
+    """What `encode.read_ahead` says; for None this process's share of the cores, among `processes` of this machine."""
+    if read_ahead is not None:
+        return read_ahead
+    # What the container or taskset leaves, where the system can tell (Linux).
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or _FEWEST
+    return min(_MOST, max(_FEWEST, cores // processes))
 
 
 def begun_ahead(

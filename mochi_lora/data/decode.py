@@ -1,44 +1,51 @@
 """A clip's pixels, exactly the frames that its time stamps ask for.
 
-decord where `data.probe` says so, PyAV otherwise. decord is given up for a clip, and PyAV decodes it, when decord raises,
-recovers a damaged frame, meets interlaced frames, or disagrees with the probe about the number, size or times of frames
-(edit lists). The two give bit-identical pictures where both are right (at odd heights they smooth 4:2:0 colour differently,
-by FFmpeg's choice), so the rule never shows in the result. PyAV finds
-frames by their time stamps, after a jump to the key frame before the first where the container allows one, else from the
-file's beginning. Frames come one after the other and are resized at once: a long 4K clip never lies in memory whole.
+PyAV decodes, once, and finds frames by their time stamps, after a jump to the key frame before the first. Where a
+container's stamps are not to be trusted after a jump (MPEG streams, AVI, Ogg) the jump goes well ahead, and each frame is
+held against what the probe saw of it. Where a jump fails, decoding from the file's beginning decides. Frames come one after
+the other and are resized at once: a long 4K clip never lies in memory whole.
+
+decord does not read clips: it hands out other frames than asked for, without an error, from MPEG streams and from H.264 with
+key frames that are no IDR pictures, and made-up pictures for damaged data (decord2 3.4.0), so each of its clips took a second
+decoding to check; with that it was three times as slow (benchmarks/LOG.md). `data.export` reads back with it.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-from types import ModuleType
 
 import numpy as np
 import torch
+from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from mochi_lora.data.geometry import nearest_frames, resize_and_crop, shown_size
-from mochi_lora.data.probe import ClipInfo, open_video, read_image, unreadable_named
+from mochi_lora.data.probe import ClipInfo, mark_of, open_video, read_image, unreadable_named
 from mochi_lora.data.shown import as_shown, progressive
 from mochi_lora.data.sources import ClipSource
 from mochi_lora.errors import ClipError
 from mochi_lora.spec import Bucket
 
-_CHUNK = 8  # frames asked of decord at once
 _FROZEN_TAIL = 8  # this many bit-identical frames at the end are no film: even a still scene has coding noise
 _SAME_TIME = 1e-4  # seconds
 _LEAD = 2  # frames before the first wanted one that a jump lands at or before: the deinterlacer looks back
-_NO_RECOVERED_FRAMES = 1e-9  # decord's fault_tol as a share of frames; its default -1 hands out repeats silently
-
-
-class _DecordError(Exception):
-    """decord cannot be trusted with this clip."""
+# Seconds that a jump goes ahead, one after the other until a whole frame comes early enough. Containers without an index land
+# anywhere; key frames are half a second apart on discs and in broadcasts, ten seconds at most by x264's default.
+_RUN_UPS, _BY_INDEX = (1.0, 4.0, 12.0), (0.0,)
 
 
 class _NotFoundError(Exception):
     """Decoding did not give the frame wanted next, or not undamaged."""
+
+    def __init__(self, landed: float = 0.0) -> None:
+        super().__init__()
+        self.landed = landed  # seconds, of the first frame that came after a jump
+
+
+class _InterlacedError(Exception):
+    """The frame wanted next is interlaced, which the probe did not meet."""
 
 
 def read_clip(source: ClipSource, info: ClipInfo, bucket: Bucket) -> torch.Tensor:
@@ -51,15 +58,7 @@ def read_clip(source: ClipSource, info: ClipInfo, bucket: Bucket) -> torch.Tenso
     if info.is_image:
         return _resized(source, read_image(info.path), bucket)
     chosen = nearest_frames(info.times, info.frame_seconds, bucket.frames, source.start, source.end)
-    wanted = sorted(set(chosen))
-    if info.backend == "decord":
-        if _interlaced_or_refused(info, info.times[wanted[0]], info.times[wanted[-1]]):
-            return read_clip(source, replace(info, backend="pyav", interlaced=True), bucket)
-        try:
-            return _assemble(source, bucket, chosen, _decord_frames(info, wanted))
-        except _DecordError:
-            pass
-    return _assemble(source, bucket, chosen, _pyav_frames(info, wanted))
+    return _assemble(source, bucket, chosen, shown_frames(info, sorted(set(chosen))))
 
 
 def read_stills(source: ClipSource, info: ClipInfo, wanted: Sequence[int], longest_side: int) -> list[np.ndarray]:
@@ -70,30 +69,13 @@ def read_stills(source: ClipSource, info: ClipInfo, wanted: Sequence[int], longe
     shown_size(info, source)
     if info.is_image:
         return [_still(source, read_image(info.path), longest_side)]
-    if info.backend == "decord":
-        if _interlaced_or_refused(info, info.times[wanted[0]], info.times[wanted[-1]]):
-            return read_stills(source, replace(info, backend="pyav", interlaced=True), wanted, longest_side)
-        try:
-            return [_still(source, frame, longest_side) for frame in _decord_frames(info, wanted)]
-        except _DecordError:
-            pass
-    return [_still(source, frame, longest_side) for frame in _pyav_frames(info, wanted)]
+    return [_still(source, frame, longest_side) for frame in shown_frames(info, wanted)]
 
 
 def _still(source: ClipSource, frame: np.ndarray, longest_side: int) -> np.ndarray:
     picture = Image.fromarray(frame).crop(source.crop or (0, 0, frame.shape[1], frame.shape[0]))
     picture.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
     return np.asarray(picture)
-
-
-def shown_frames(info: ClipInfo, wanted: Sequence[int]) -> Iterator[np.ndarray]:
-    """uint8 [height, width, 3] each: the frames of these ascending indices as `read_clip` sees them, uncropped.
-
-    Raises ClipError where one is damaged or does not come.
-    """
-    if info.backend == "decord" and _interlaced_or_refused(info, info.times[wanted[0]], info.times[wanted[-1]]):
-        info = replace(info, backend="pyav", interlaced=True)
-    yield from _pyav_frames(info, wanted)
 
 
 def _resized(source: ClipSource, picture: np.ndarray, bucket: Bucket) -> torch.Tensor:
@@ -118,113 +100,114 @@ def _assemble(source: ClipSource, bucket: Bucket, chosen: Sequence[int], frames:
     return clip
 
 
-def _interlaced_or_refused(info: ClipInfo, first: float, last: float) -> bool:
-    """Look with PyAV at what decord is to give: is any frame interlaced? Raises ClipError where any is damaged.
+def shown_frames(info: ClipInfo, wanted: Sequence[int]) -> Iterator[np.ndarray]:
+    """uint8 [height, width, 3] each: the source frames of these ascending indices, as shown, uncropped.
 
-    decord hands out pictures that FFmpeg made up for damaged data; only the frame's flag, which PyAV shows, tells.
-    Decodes once more, from the key frame before `first`. Frames after a jump may be flagged only because what they refer
-    to lies before it (streams refreshed without key frames), so a finding counts if decoding from the beginning has it too.
+    Raises ClipError where one is damaged or does not come, or where one is damaged that those wanted may be made from.
     """
-    with unreadable_named(info.path):
-        damaged, interlaced = _looked_at(info, first, last)
-        if damaged:
-            damaged &= _looked_at(info, 0.0, last)[0]
-    if damaged:
-        raise ClipError(f"{info.path}: damaged at {min(damaged):.3f} s; copy it again or choose a range without it")
-    return interlaced
-
-
-def _looked_at(info: ClipInfo, first: float, last: float) -> tuple[set[float], bool]:
-    """Times of damaged frames from the key frame before `first` on, and whether any frame is interlaced."""
-    with open_video(info.path) as (container, stream):
-        tick = float(stream.time_base or 0)
-        if first:
-            container.seek(int((info.origin + first) / tick), stream=stream)
-        damaged, interlaced = set(), False
-        for frame in container.decode(stream):
-            time = last if frame.pts is None else frame.pts * tick - info.origin
-            if time > last + _SAME_TIME:
-                break
-            interlaced |= frame.interlaced_frame
-            if frame.is_corrupt:
-                damaged.add(time)
-        return damaged, interlaced
-
-
-@contextmanager
-def _decord_failures(decord: ModuleType) -> Iterator[None]:
-    limit_reached = decord._ffi.base.DECORDLimitReachedError  # not exported
-    try:
-        yield
-    # AssertionError: decord asserts its frame count; ValueError covers UnicodeDecodeError.
-    except (decord.DECORDError, limit_reached, RuntimeError, IndexError, ValueError, OSError, AssertionError) as error:
-        raise _DecordError(str(error)) from error
-
-
-def _decord_frames(info: ClipInfo, wanted: Sequence[int]) -> Iterator[np.ndarray]:
-    """uint8 [height, width, 3] each, upright: decord turns frames itself."""
-    import decord  # noqa: PLC0415 - loads a second FFmpeg; many a data set never needs it
-
-    decord.logging.set_level(decord.logging.QUIET)
-    with _decord_failures(decord):
-        reader = decord.VideoReader(str(info.path), fault_tol=_NO_RECOVERED_FRAMES)
-        stamps = reader.get_frame_timestamp([0, *wanted])[:, 0].astype(float)
-        count = len(reader)
-    expected = np.array([info.times[index] for index in wanted])
-    # decord keeps seconds in float32, so a quarter of a frame, not less, is what can be asked of it.
-    if count != len(info.times) or not np.all(np.abs(stamps[1:] - stamps[0] - expected) < info.frame_seconds / 4):
-        raise _DecordError("frame count or time stamps differ from the probe's")
-    for at in range(0, len(wanted), _CHUNK):
-        asked = list(wanted[at : at + _CHUNK])
-        with _decord_failures(decord):
-            chunk = reader.get_batch(asked).asnumpy()
-        if chunk.shape != (len(asked), info.height, info.width, 3):
-            raise _DecordError(f"{chunk.shape} is not what was asked for")
-        yield from chunk
-
-
-def _pyav_frames(info: ClipInfo, wanted: Sequence[int]) -> Iterator[np.ndarray]:
-    """uint8 [height, width, 3] each, as shown; found by time stamp."""
+    run_ups: list[float | None] = [*_jumps(info, wanted[0]), None]
     given = 0
-    if info.seekable and wanted[0] > _LEAD:
+    sound_from = 0.0  # seconds; damage before the key frame that a jump found harms nothing that follows it
+    while True:
         try:
-            for picture in _found(info, wanted, jump=True):
+            for picture in _found(info, wanted[given:], run_ups[0], sound_from):
                 yield picture
                 given += 1
-        except _NotFoundError:
-            _interlaced_or_refused(info, info.times[wanted[0]], info.times[wanted[-1]])
+        except _InterlacedError:  # progressive frames pass the deinterlacer untouched: those given are right
+            info = replace(info, interlaced=True)
+        except _NotFoundError as error:
+            if run_ups.pop(0) is None:
+                raise _missing(info, wanted[given]) from error
+            sound_from = max(sound_from, error.landed)
         else:
             return
-    try:
-        yield from _found(info, wanted[given:], jump=False)
-    except _NotFoundError as error:
-        index = int(str(error))
-        raise ClipError(
-            f"{info.path}: frame {index} at {info.times[index]:.3f} s cannot be decoded: the file is damaged or truncated; "
-            "copy it again or cut it before"
-        ) from None
 
 
-def _found(info: ClipInfo, wanted: Sequence[int], *, jump: bool) -> Iterator[np.ndarray]:
-    """The frames of these indices. Raises _NotFoundError with the index of the first that does not come."""
+def _jumps(info: ClipInfo, first: int) -> tuple[float, ...]:
+    """Seconds to go ahead of the frame of index `first`; each is worth a try before the file is decoded from its beginning."""
+    if not info.seekable or first <= _LEAD:
+        return ()
+    return tuple(run_up for run_up in (_RUN_UPS if info.marks else _BY_INDEX) if info.times[first - _LEAD] > run_up)
+
+
+def _missing(info: ClipInfo, index: int) -> ClipError:
+    return ClipError(
+        f"{info.path}: frame {index} at {info.times[index]:.3f} s cannot be decoded: the file is damaged or truncated; "
+        "copy it again or cut it before"
+    )
+
+
+def _found(info: ClipInfo, wanted: Sequence[int], run_up: float | None, sound_from: float) -> Iterator[np.ndarray]:
+    """One pass over the file, after a jump `run_up` seconds ahead of the first frame wanted, or (None) from the beginning.
+
+    Raises _NotFoundError and _InterlacedError at the first frame that fails.
+    """
     expected = iter(wanted)
     index = next(expected)
     convert = VideoReformatter()
     with unreadable_named(info.path), open_video(info.path) as (container, stream):
         tick = float(stream.time_base or 0)
-        if jump:
-            container.seek(int((info.origin + info.times[index - _LEAD]) / tick), stream=stream)
-        for frame in progressive(info, stream, container.decode(stream)):
-            time = -1.0 if frame.pts is None else frame.pts * tick - info.origin
-            if jump and frame.is_corrupt:  # what it refers to may lie before the jump; the next frames may refer to it
-                break
+        if run_up is None:
+            sound = _undamaged(info, container.decode(stream), tick, sound_from, info.times[wanted[-1]])
+        else:
+            needed = info.times[index - _LEAD]
+            container.seek(int((info.origin + needed - run_up) / tick), stream=stream)
+            sound = _after_jump(info, container.decode(stream), tick, needed, info.times[wanted[-1]])
+        for frame in progressive(info, stream, sound):
+            time = _time(info, frame, tick)
             if time < info.times[index] - _SAME_TIME:
                 continue
-            if time > info.times[index] + _SAME_TIME or frame.is_corrupt:
+            if time > info.times[index] + _SAME_TIME:
                 break
+            if frame.interlaced_frame and not info.interlaced:
+                raise _InterlacedError
             yield as_shown(info, frame, convert)
             following = next(expected, None)
             if following is None:
                 return
             index = following
-    raise _NotFoundError(index)
+    raise _NotFoundError
+
+
+def _time(info: ClipInfo, frame: VideoFrame, tick: float) -> float:
+    """Seconds from the first frame shown; before it where the frame has no stamp."""
+    return -1.0 if frame.pts is None else frame.pts * tick - info.origin
+
+
+def _undamaged(
+    info: ClipInfo, frames: Iterable[VideoFrame], tick: float, sound_from: float, last: float
+) -> Iterator[VideoFrame]:
+    """The frames as they come. Raises ClipError where one between the two instants is damaged.
+
+    Decoders hand out pictures that they made up for damaged data as if nothing was; only the frame's flag tells.
+    """
+    for frame in frames:
+        time = _time(info, frame, tick)
+        if frame.is_corrupt and sound_from - _SAME_TIME <= time <= last + _SAME_TIME:
+            raise ClipError(f"{info.path}: damaged at {time:.3f} s; copy it again or choose a range without it")
+        yield frame
+
+
+def _after_jump(info: ClipInfo, frames: Iterable[VideoFrame], tick: float, needed: float, last: float) -> Iterator[VideoFrame]:
+    """The frames from the first whole one on. Raises _NotFoundError if that comes after `needed`, or a later one is not whole.
+
+    Not whole is also a picture that refers to what lies before the jump: streams without true key frames have such.
+    """
+    landed: float | None = None
+    begun = not info.marks
+    for frame in frames:
+        time = _time(info, frame, tick)
+        landed = time if landed is None else landed
+        whole = not frame.is_corrupt and (not info.marks or _is_the_one(info, time, frame))
+        begun |= whole
+        if not whole and time <= last + _SAME_TIME and (begun or time > needed - _SAME_TIME):
+            raise _NotFoundError(max(0.0, landed))
+        if begun:
+            yield frame
+
+
+def _is_the_one(info: ClipInfo, time: float, frame: VideoFrame) -> bool:
+    """Whether the probe saw this very picture at this time: stamps between two that the file states are guesses."""
+    index = bisect_left(info.times, time - _SAME_TIME)
+    known = index < len(info.times) and abs(info.times[index] - time) <= _SAME_TIME
+    return known and info.marks[index] == mark_of(frame)

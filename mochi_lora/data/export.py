@@ -3,7 +3,8 @@
 A clip that is a whole file is copied, byte for byte. A range or a crop becomes H.264 without loss, in RGB (libx264rgb at
 quantiser 0), from the frames as they are shown: upright, whole lines, square pixels, SDR. Nothing of what made them so has
 to survive in tags, and no colour conversion comes between; a file takes about a third of its raw frames. Time stamps keep
-1/360000 s, in which every usual frame rate is a whole number. Each file is read back and compared before it gets its name.
+1/360000 s, in which every usual frame rate is a whole number. Each file is read back and compared before it gets its name,
+as `encode` reads it and with decord, which many other trainers read with and which has an FFmpeg of its own.
 """
 
 import os
@@ -131,3 +132,27 @@ def _require_same(source: ClipSource, info: ClipInfo, plan: ClipPlan, alone: Cli
         raise ClipError(message)
     if not torch.equal(read_clip(alone, alone_info, again.bucket), read_clip(source, info, plan.bucket)):
         raise ClipError(f"{source.name}: in a file of its own other frames would be chosen; move its start or end")
+    if not info.is_image and not _decord_agrees(alone_info):
+        raise ClipError(
+            f"{source.name}: decord reads other frames from a file of its own; move its start or end, or leave it out"
+        )
+
+
+def _decord_agrees(info: ClipInfo) -> bool:
+    """Whether decord finds the same frames, one after the other and by jumps to key frames."""
+    import decord  # noqa: PLC0415 - loads a second FFmpeg
+
+    decord.logging.set_level(decord.logging.QUIET)
+    limit_reached = decord._ffi.base.DECORDLimitReachedError  # not exported
+    try:
+        reader = decord.VideoReader(str(info.path))
+        if len(reader) != len(info.times):
+            return False
+        in_order = enumerate(shown_frames(info, range(len(info.times))))
+        if not all(np.array_equal(reader[index].asnumpy(), ours) for index, ours in in_order):
+            return False
+        keys = sorted(reader.get_key_indices())
+        jumped = reader.get_batch(keys[::-1]).asnumpy()[::-1]
+    except (decord.DECORDError, limit_reached, RuntimeError, IndexError):
+        return False
+    return all(np.array_equal(theirs, ours) for theirs, ours in zip(jumped, shown_frames(info, keys), strict=True))

@@ -1,10 +1,11 @@
-"""A Hugging Face dataset saved with `save_to_disk`, read as rows of `file_name` and `text`. Decodes nothing itself.
+"""A Hugging Face dataset saved with `save_to_disk`, or as the parquet files of `push_to_hub`, read as rows of `file_name` and
+`text`. Decodes nothing itself.
 
 `datasets` would decode video through torchcodec, which does not import beside a CPU torch: `decode=False` keeps it out.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,16 @@ from mochi_lora.files import write_atomic
 _TABLE_COLUMNS = ("file_name", "text", "start", "end", "crop", "source")
 
 
-def rows_of_saved_dataset(folder: Path) -> tuple[list[tuple[str, Mapping[str, Any]]], list[tuple[str, str]]]:
+Found = tuple[list[tuple[str, Mapping[str, Any]]], list[tuple[str, str]]]
+
+
+def rows_of_parquet(files: Sequence[Path], folder: Path) -> Found:
+    """As `rows_of_saved_dataset`, of the parquet files of one split; what is embedded goes to `<folder>/.extracted`."""
+    names = [str(file) for file in files]
+    return _rows(_load(folder, lambda: datasets.Dataset.from_parquet(names)), folder)
+
+
+def rows_of_saved_dataset(folder: Path) -> Found:
     """(place, row) with `file_name` relative to `folder`, as a table has it; and (place, reason) of rows without media.
 
     Media embedded as bytes are written once to `<folder>/.extracted/<sha256>.<suffix>` and named from there; a row keeps
@@ -25,7 +35,10 @@ def rows_of_saved_dataset(folder: Path) -> tuple[list[tuple[str, Mapping[str, An
     Raises UserError where there is no column `text`, or not exactly one Video or Image column (or `file_name`); where the
     dataset cannot be read, or `.extracted` not be written.
     """
-    dataset = _load(folder)
+    return _rows(_load(folder, lambda: datasets.load_from_disk(str(folder))), folder)
+
+
+def _rows(dataset: datasets.Dataset, folder: Path) -> Found:
     features = dataset.features
     media = [name for name, feature in features.items() if isinstance(feature, datasets.Video | datasets.Image)]
     if "text" not in features or (len(media) != 1 and "file_name" not in features):
@@ -50,10 +63,11 @@ def rows_of_saved_dataset(folder: Path) -> tuple[list[tuple[str, Mapping[str, An
     return rows, without_media
 
 
-def _load(folder: Path) -> datasets.Dataset:
+def _load(folder: Path, load: Callable[[], datasets.Dataset]) -> datasets.Dataset:
     try:
-        return datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's and json's, and datasets' where a key is missing
+        return load()
+    # pyarrow's and json's, and datasets' where a key is missing or parquet breaks off
+    except (OSError, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
         reason = f"{type(error).__name__}: {error}"
         message = f"data.clips: {folder}: damaged or incomplete Hugging Face dataset ({reason}); save or copy it there again"
         raise UserError(message) from error

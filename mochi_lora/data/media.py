@@ -1,7 +1,6 @@
 """Which file names are media, by suffix. What a file really is, `data.probe` finds out from its content."""
 
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".m2ts", ".vob", ".ogv", ".m4v"}
-)
+_MP4, _MPEG = {".mp4", ".mov", ".m4v", ".3gp", ".3g2", ".f4v"}, {".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts"}
+VIDEO_SUFFIXES = frozenset(_MP4 | _MPEG | {".mkv", ".webm", ".avi", ".gif", ".ogv", ".wmv", ".asf", ".flv", ".mxf"})
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES

@@ -1,22 +1,21 @@
 """What a media file holds: size as shown, how it is to be shown, time stamp of every frame. Refuses what cannot be right.
 
-PyAV looks at every clip first. Containers in which decord is exact go to decord; decord returns other frames than asked
-for, without an error, from MPEG streams (measured: 12 to 36 frames off, decord2 3.4.0), so those stay with PyAV. So does
-what decord knows nothing of: HDR and wide gamut, interlaced lines, pixels that are not square (`data.shown`).
+Containers that state the time of every frame are not decoded for it. MPEG streams, AVI and Ogg do not: their frames are
+decoded once, and what each looks like is kept beside its time, so that a jump into the file can be held against it.
 """
 
 import statistics
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.packet import Packet
 from av.sidedata.sidedata import SideData
 from av.stream import Disposition
 from av.video.frame import VideoFrame
@@ -29,13 +28,13 @@ from mochi_lora.data.tone_map import Light
 from mochi_lora.data.truncation import missing_bytes
 from mochi_lora.errors import ClipError
 
-_DECORD_FORMATS = ("mov,mp4", "matroska,webm", "avi", "gif")  # demuxer names: a .mp4 that is an MPEG stream inside is found out
+# Demuxer names: a .mp4 that is an MPEG stream inside is found out.
 # AVI has no presentation times, only the decoding order: what its packets claim is wrong for B-frames.
-_IDR = 5  # NAL unit type of a picture that decoding may begin at
 _TIMES_IN_PACKETS = ("mov,mp4", "matroska,webm", "gif")
 _MOST_STRETCHED = 4  # no camera or disc goes beyond 2.2; beyond this a tag is damaged
 _SQUARE_PIXEL_TOLERANCE = 0.01  # scalers tag 426x240 out of 1280x720 as 640:639; nobody sees that
 _CODECS_THAT_FLAG = ("h264", "mpeg2video", "mpeg1video", "vc1")  # each picture says whether it is interlaced
+_MARKED_LINES = 4  # of so many lines one: every block of every codec has some, at a twentieth of the time that decoding takes
 _FRAMES_LOOKED_AT = 4  # a field-coded stream may begin with one progressive picture
 _WIDE_IMAGE_MODES = ("I", "F")  # 16-bit, 32-bit and float; Pillow clips them to white when it converts to RGB
 
@@ -51,12 +50,12 @@ class ClipInfo:
     times: tuple[float, ...]  # seconds, of every frame that can be decoded, ascending from 0.0
     frame_seconds: float  # typical interval between frames (median); 0.0 for images
     is_image: bool
-    backend: Literal["decord", "pyav", "image"]
     origin: float = 0.0  # the first frame's time stamp in the container, in seconds
     light: Light | None = None  # how code values are to be read where they are not plain SDR
     interlaced: bool = False
     stored: tuple[int, int] | None = None  # width and height as coded, before any rotation, if pixels are not square
-    seekable: bool = False  # whether a jump to a time stamp can be trusted to land before it
+    seekable: bool = False  # whether to jump to a time stamp
+    marks: tuple[int, ...] = ()  # of every frame, where a jump cannot be trusted to land before it: `mark_of` its picture
 
     @property
     def duration(self) -> float:
@@ -66,10 +65,13 @@ class ClipInfo:
 
 @contextmanager
 def unreadable_named(path: Path) -> Iterator[None]:
-    """Turn everything PyAV and Pillow raise on bad files into a `ClipError` that names `path`. Out of memory passes."""
+    """Turn everything PyAV and Pillow raise on bad files into a `ClipError` that names `path`.
+
+    Python's own MemoryError passes. PyAV's is one of FFmpeg's errors: a header that promises the absurd gives it as well.
+    """
     try:
         yield
-    except (ClipError, MemoryError):
+    except ClipError:
         raise
     # UnicodeDecodeError (a ValueError) and IndexError come from PyAV, SyntaxError from Pillow's PNG reader.
     except (av.FFmpegError, OSError, ValueError, IndexError, SyntaxError, Image.DecompressionBombError) as error:
@@ -117,14 +119,14 @@ def _other_streams(container: InputContainer) -> str:
 
 def _probe_image(path: Path) -> ClipInfo:
     height, width, _ = read_image(path).shape  # whole, not only its header: a truncated image is found here
-    return ClipInfo(path, width, height, 0, (0.0,), 0.0, is_image=True, backend="image")
+    return ClipInfo(path, width, height, 0, (0.0,), 0.0, is_image=True)
 
 
 class _Timeline(NamedTuple):
     origin: float
     times: tuple[float, ...]
     interlaced: bool = False  # whether any frame looked at is
-    false_starts: bool = False  # whether some key frames are not such that decoding may begin there
+    marks: tuple[int, ...] = ()
 
 
 def _probe_video(path: Path) -> ClipInfo:
@@ -149,7 +151,6 @@ def _probe_video(path: Path) -> ClipInfo:
     timeline = _times_from_packets(path) if in_packets and not interlaced else _times_from_frames(path)
     interlaced |= timeline.interlaced
     intervals = [later - earlier for earlier, later in pairwise(timeline.times)]
-    plain = light is None and shown == stored and not interlaced and not timeline.false_starts
     return ClipInfo(
         path=path,
         width=shown[1] if rotation in (90, 270) else shown[0],
@@ -158,12 +159,12 @@ def _probe_video(path: Path) -> ClipInfo:
         times=timeline.times,
         frame_seconds=statistics.median(intervals) if intervals else float(1 / (rate or 30)),
         is_image=False,
-        backend="decord" if plain and container_format.startswith(_DECORD_FORMATS) else "pyav",
         origin=timeline.origin,
         light=light,
         interlaced=interlaced,
         stored=None if shown == stored else stored,
-        seekable=in_packets,
+        seekable=in_packets or bool(timeline.marks),
+        marks=() if in_packets else timeline.marks,
     )
 
 
@@ -199,13 +200,13 @@ def _times_from_packets(path: Path) -> _Timeline:
         stamps = sorted(packet.pts for packet in packets if packet.pts is not None)
         if not stamps or len(stamps) != len(packets) or len(set(stamps)) != len(stamps):
             return _times_from_frames(path)
-        false_starts = stream.codec_context.name == "h264" and _has_false_starts(packets, stream.codec_context.extradata)
-        return _relative(stamps, float(stream.time_base or 0))._replace(false_starts=false_starts)
+        return _relative(stamps, float(stream.time_base or 0))
 
 
 def _times_from_frames(path: Path) -> _Timeline:
     """By decoding everything, forward: exact for MPEG streams, whose packets are not all stamped."""
     stamps: list[int] = []
+    marks: list[int] = []
     interlaced = False
     with open_video(path) as (container, stream):
         for frame in container.decode(stream):
@@ -216,34 +217,19 @@ def _times_from_frames(path: Path) -> _Timeline:
             if frame.pts is None or (stamps and frame.pts <= stamps[-1]):
                 raise ClipError(f"{path}: its time stamps are missing or out of order; convert it (ffmpeg -i IN OUT.mp4)")
             stamps.append(frame.pts)
+            marks.append(mark_of(frame))
             interlaced |= frame.interlaced_frame
         if not stamps:
             raise ClipError(f"{path}: no undamaged frame can be decoded; convert it again")
-        # Without packets to look into, H.264 (in AVI) is not trusted to begin where it says.
-        false_starts = stream.codec_context.name == "h264"
-        timeline = _relative(stamps, float(stream.time_base or 0))
-        return timeline._replace(interlaced=interlaced, false_starts=false_starts)
+        return _relative(stamps, float(stream.time_base or 0))._replace(interlaced=interlaced, marks=tuple(marks))
 
 
-def _has_false_starts(packets: Sequence[Packet], header: bytes | None) -> bool:
-    """Whether a key frame of this H.264 stream is no IDR picture (ITU-T H.264, NAL unit type 5).
-
-    x264 marks scene cuts that come shortly after a key frame as key frames as well. decord2 3.4.0 seeks to them and hands out
-    earlier pictures with right time stamps. Units are told apart by their lengths, as mp4 and Matroska store them; a stream
-    stored otherwise counts as one with false starts.
-    """
-    if not header or header[0] != 1:
-        return True
-    size = (header[4] & 3) + 1
-    return any(packet.is_keyframe and _IDR not in _unit_types(bytes(packet), size) for packet in packets)
-
-
-def _unit_types(data: bytes, size: int) -> Iterator[int]:
-    """Types of the NAL units in one packet; each is preceded by its length in `size` bytes."""
-    at = 0
-    while at + size < len(data):
-        yield data[at + size] & 31
-        at += size + int.from_bytes(data[at : at + size], "big")
+def mark_of(frame: VideoFrame) -> int:
+    """CRC-32 of every fourth line of the frame as decoded, of its first plane: luma, green or palette indices."""
+    plane = frame.planes[0]
+    used = plane.width * -(-frame.format.components[0].bits // 8)  # what pads a line in memory nobody has written
+    lines = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[::_MARKED_LINES, :used]
+    return zlib.crc32(lines.tobytes())
 
 
 def _relative(stamps: list[int], tick: float) -> _Timeline:

@@ -19,6 +19,8 @@ from mochi_lora.errors import ClipError, UserError
 _TABLE_COLUMNS = ("file_name", "text")
 _SEPARATORS = re.compile(r"[\s,]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_METADATA = ("metadata.csv", "metadata.jsonl")
+_SHARD = re.compile(r"-\d+-of-\d+$")
 _ACCEPTED = "a folder of clips with same-stem .txt captions, a .csv or .jsonl table, or a Hugging Face datasets folder"
 
 
@@ -85,10 +87,31 @@ def _list_folder(folder: Path) -> Found:
 
         rows, without_media = rows_of_saved_dataset(folder)
         return _from_rows(rows, [Rejection(where, reason) for where, reason in without_media], folder)
-    for name in ("metadata.csv", "metadata.jsonl"):
+    for name in _METADATA:
         if (folder / name).exists():
             return _list_table(folder / name)
-    return _list_media(folder)
+    if files := sorted(folder.glob("data/*.parquet")) or sorted(folder.glob("*.parquet")):
+        return _list_parquet(files, folder)
+    found = _list_media(folder)
+    below = [] if found[0] else sorted(path for name in _METADATA for path in folder.glob(f"[!.]*/{name}"))
+    if len(below) > 1:
+        tables = ", ".join(str(path.relative_to(folder)) for path in below)
+        raise UserError(f"data.clips: {folder} holds several tables ({tables}); name one of them, such as {below[0]}")
+    return _list_table(below[0]) if below else found
+
+
+def _list_parquet(files: list[Path], folder: Path) -> Found:
+    """One split as `push_to_hub` leaves it: `train-00000-of-00002.parquet` and so on."""
+    splits = sorted({_SHARD.sub("", file.stem) for file in files})
+    if len(splits) > 1:
+        raise UserError(
+            f"data.clips: {folder} holds several splits ({', '.join(splits)}) as parquet; name the file of one, such as "
+            f"{files[0]}, or put the files of one into a folder of their own"
+        )
+    from mochi_lora.data.hub_folder import rows_of_parquet  # noqa: PLC0415 - datasets takes seconds to import
+
+    rows, without_media = rows_of_parquet(files, folder)
+    return _from_rows(rows, [Rejection(where, reason) for where, reason in without_media], folder)
 
 
 def _list_media(folder: Path) -> Found:
@@ -126,6 +149,8 @@ def _required_caption(media: Path) -> str:
 
 
 def _list_table(table: Path) -> Found:
+    if table.suffix.lower() == ".parquet":
+        return _list_parquet([table], table.parent)
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl}
     read = readers.get(table.suffix.lower())
     if read is None:

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 _MP4_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"mfra", b"sidx", b"styp", b"uuid"})
 _EBML_MAGIC = b"\x1a\x45\xdf\xa3"
+_MXF_HEADER = bytes.fromhex("060e2b34020501010d010201")  # SMPTE 377: key of a partition pack, as far as all have it
 _EBML_HEADER, _EBML_SEGMENT = 0x1A45DFA3, 0x18538067
 
 
@@ -25,6 +26,7 @@ def missing_bytes(path: Path) -> int:
             (head.startswith((b"GIF87a", b"GIF89a")), _missing_from_gif),
             (head.startswith(b"\x00\x00\x01\xba"), _missing_from_program_stream),
             (head.startswith(b"OggS"), _missing_from_ogg),
+            (head == _MXF_HEADER, _missing_from_mxf),
             (True, _missing_from_transport_stream),  # known by its packets alone
         )
         return next(check(stream, size) for applies, check in checks if applies)
@@ -131,3 +133,15 @@ def _missing_from_ogg(stream: BinaryIO, size: int) -> int:
             return 0
         offset += 27 + head[26] + sum(stream.read(head[26]))
     return max(0, offset - size)
+
+
+def _missing_from_mxf(stream: BinaryIO, size: int) -> int:
+    """The first partition says where the last one, the footer, begins; 0 while a recording is open, and in files without.
+
+    Key of 16 bytes, length of 1, or of 0x80 + n and n more; two numbers of 16 bits, one of 32, three of 64: the last is it.
+    """
+    stream.seek(16)
+    first = stream.read(1)
+    stream.seek(first[0] & 0x7F if first and first[0] & 0x80 else 0, 1)
+    footer = int.from_bytes(stream.read(32)[24:], "big")
+    return max(0, footer + 1 - size) if footer else 0
