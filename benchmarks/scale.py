@@ -4,7 +4,9 @@
 
 The first process measures alone while the others wait, then all measure each way of sharing: `data` (each its own samples),
 `context` (one sample's tokens), `shard` (as data, with the base split). `speed_up` is samples per second over those of one
-process in the same call. Weights and clips are random; nothing about quality is claimed. To try it on a CPU:
+process in the same call, `sampling_speed_up` the same of guided denoising steps with the adapter, `speed_against_data` the
+speed of a split base over that of `data`. On a GPU blocks are compiled and attention is cuDNN's, as `predict_scale.py` has it.
+Weights and clips are random; nothing about quality is claimed. To try it on a CPU:
 
     torchrun --standalone --nproc-per-node 2 benchmarks/scale.py --frames 7 --height 32 --width 48 --layers 2 --heads 6
 """
@@ -16,22 +18,23 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
-from train_step import GIB, RESULTS, about, append, attach, figures, say
+from sample_step import guided_step
+from train_step import GIB, RESULTS, about, append, attach, cap_memory, figures, say
 
+from mochi_lora.commands.processes import open_processes
 from mochi_lora.config.schema import TrainConfig
-from mochi_lora.data.samples import TextEmbedding
-from mochi_lora.engine.mesh import ALONE, Ranks, layout_of, open_ranks
+from mochi_lora.engine.kernels import Attention
+from mochi_lora.engine.mesh import ALONE, Layout, Ranks, layout_of, open_ranks
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.swap import home_of
-from mochi_lora.model.transformer import TextBatch, VelocityModel
+from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import random_transformer
 from mochi_lora.spec import Bucket
-from mochi_lora.training.trial import TEXT_TOKENS, random_steps, run_trial
+from mochi_lora.training.trial import random_steps, run_trial
 
 MODES = ("data", "context", "shard")
 _WAIT_MINUTES = 60.0
@@ -42,32 +45,40 @@ class Measured:
     """One mode at one size, on this rank."""
 
     trial: dict[str, Any]
-    pass_seconds: float
+    guided_seconds: float
     static_gib: float | None
 
 
 def main() -> None:
     """Every size in every mode that its tokens allow; a case that fails on a rank ends the call."""
     arguments = parsed()
-    cuda = torch.cuda.is_available()
-    processes = Accelerator(mixed_precision="no", cpu=not cuda)
-    world = processes.num_processes
-    base = Plan("cuda" if cuda else "cpu", arguments.precision, "auto", arguments.checkpointing, compile=arguments.compile)
+    with open_processes("auto", _WAIT_MINUTES) as processes:  # for the others while the first one measures alone
+        run(arguments, processes)
+
+
+def run(arguments: argparse.Namespace, processes: Accelerator) -> None:
+    """By one process of the launch."""
+    world, device = processes.num_processes, processes.device
+    cap_memory(arguments.memory_cap_gib, device)
+    cuda = device.type == "cuda"
+    attention: Attention = arguments.attention or ("cudnn" if cuda else "auto")
+    compiled = cuda if arguments.compile is None else arguments.compile
+    base = Plan(device.type, arguments.precision, attention, arguments.checkpointing, compile=compiled)
     buckets = [Bucket(frames, arguments.height, arguments.width) for frames in arguments.frames]
-    alone: dict[Bucket, Measured] = {}
+    found: dict[str, dict[Bucket, Measured]] = {}
     if processes.is_main_process:
-        alone = measured(arguments, base, ALONE, buckets, processes.device)
+        found["alone"] = measured(arguments, base, ALONE, buckets, device)
         for bucket in buckets:
-            append(arguments.output, line(arguments, "alone", bucket, base, alone[bucket], None, 1))
+            append(arguments.output, line(arguments, "alone", bucket, base, found, ALONE.layout))
     for mode in arguments.modes if world > 1 else ():
         processes.wait_for_everyone()
         setting = {"data": "auto", "context": f"context:{world}", "shard": f"shard:{world}"}[mode]
         ranks = open_ranks(layout_of(setting, world), _WAIT_MINUTES)
         plan = replace(base, context=ranks.layout.context, shard=ranks.layout.shard)
         fitting = [bucket for bucket in buckets if bucket.tokens % ranks.layout.context == 0]
-        found = measured(arguments, plan, ranks, fitting, processes.device)
+        found[mode] = measured(arguments, plan, ranks, fitting, device)
         for bucket in fitting if processes.is_main_process else ():
-            append(arguments.output, line(arguments, mode, bucket, plan, found[bucket], alone[bucket], ranks.layout.data))
+            append(arguments.output, line(arguments, mode, bucket, plan, found, ranks.layout))
     processes.end_training()
 
 
@@ -92,7 +103,7 @@ def measured(
         settings = TrainConfig(steps=arguments.warmup + arguments.steps, warmup_steps=0)
         with tempfile.TemporaryDirectory() as folder:
             trial = run_trial(random_steps(model, parameters, bucket, settings, Path(folder)), device, arguments.warmup)
-        found[bucket] = Measured(figures(trial), pass_seconds(model, bucket, arguments), static)
+        found[bucket] = Measured(figures(trial), guided_seconds(model, bucket, arguments), static)
     del model, transformer, parameters
     if cuda:
         torch.cuda.empty_cache()
@@ -100,43 +111,51 @@ def measured(
 
 
 @torch.no_grad()
-def pass_seconds(model: VelocityModel, bucket: Bucket, arguments: argparse.Namespace) -> float:
-    """Median of one velocity without gradients; a guided denoising step is two."""
+def guided_seconds(model: VelocityModel, bucket: Bucket, arguments: argparse.Namespace) -> float:
+    """Median of one guided denoising step."""
     model.eval()
-    device, cuda = model.device, model.device.type == "cuda"
-    latents = torch.randn((1, *bucket.latent_shape), device=device)
-    width = model.transformer.config.text_embed_dim
-    text = TextBatch.collate([TextEmbedding(torch.randn(TEXT_TOKENS[0], width))]).to(device)
-    sigma, seconds = torch.full((1,), 0.5, device=device), []
+    step, seconds = guided_step(model, bucket), []
     for _ in range(arguments.warmup + arguments.steps):
         start = time.perf_counter()
-        model(latents, sigma, text)
-        if cuda:
-            torch.cuda.synchronize(device)
+        step()
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[arguments.warmup :])
 
 
 def line(
-    arguments: argparse.Namespace, mode: str, bucket: Bucket, plan: Plan, found: Measured, alone: Measured | None, data: int
+    arguments: argparse.Namespace,
+    mode: str,
+    bucket: Bucket,
+    plan: Plan,
+    found: dict[str, dict[Bucket, Measured]],
+    layout: Layout,
 ) -> dict[str, Any]:
-    """What goes into the results, of the main process; `data` samples are worked on at a time."""
-    against = {}
-    if alone is not None:
-        seconds = found.trial["step_seconds"]["median"]
+    """What goes into the results, of the main process: `mode` beside what was `found` of one process, and of data ranks."""
+    mine, alone, data = found[mode][bucket], found["alone"][bucket], found.get("data", {}).get(bucket)
+    against: dict[str, float | None] = {}
+    if mode != "alone":
         against = {
-            "speed_up": data * alone.trial["step_seconds"]["median"] / seconds,
-            "sampling_speed_up": data * alone.pass_seconds / found.pass_seconds,
-            "static_share": found.static_gib / alone.static_gib if found.static_gib and alone.static_gib else None,
+            "speed_up": layout.data * _seconds(alone) / _seconds(mine),
+            "sampling_speed_up": layout.data * alone.guided_seconds / mine.guided_seconds,
+            "static_share": mine.static_gib / alone.static_gib if mine.static_gib and alone.static_gib else None,
         }
+    if mode == "shard":
+        against["speed_against_data"] = _seconds(data) / _seconds(mine) if data else None
     return {
-        **about("scale", bucket, plan, arguments, 1 if alone is None else dist.get_world_size()),
+        **about("scale", bucket, plan, arguments, layout.world),
+        "memory_cap_gib": arguments.memory_cap_gib,
         "mode": mode,
-        **found.trial,
-        "pass_seconds": found.pass_seconds,
-        "static_gib": found.static_gib,
+        **mine.trial,
+        "guided_step_seconds": mine.guided_seconds,
+        "static_gib": mine.static_gib,
         **against,
     }
+
+
+def _seconds(measured: Measured) -> float:
+    return float(measured.trial["step_seconds"]["median"])
 
 
 def parsed() -> argparse.Namespace:
@@ -148,7 +167,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--precision", choices=("bf16", "fp8", "fp32"), default="bf16")
     parser.add_argument("--checkpointing", default="attention_saved")
-    parser.add_argument("--compile", action="store_true", help="compile the blocks")
+    parser.add_argument("--attention", choices=get_args(Attention), help="default: cudnn on a GPU, auto elsewhere")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="the blocks; default: on a GPU")
+    parser.add_argument("--memory-cap-gib", type=float, help="of each process, as on a smaller GPU")
     parser.add_argument("--rank", type=int, default=16, help="of the adapter")
     parser.add_argument("--warmup", type=int, default=2, help="untimed steps")
     parser.add_argument("--steps", type=int, default=8, help="timed steps")

@@ -1,6 +1,8 @@
 """Documentation tables are what the committed results say, and the benchmark itself runs (tiny, on a CPU)."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -10,14 +12,28 @@ import pytest
 import torch
 
 from mochi_lora.engine import footprint
+from mochi_lora.engine.cards import card_named
+from mochi_lora.engine.mesh import Layout
 from mochi_lora.engine.plan import Plan
+from mochi_lora.engine.resolve import Resolved
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import encode  # noqa: E402
 import fit_plan  # noqa: E402
+import predict_scale  # noqa: E402
+import result_tables  # noqa: E402
+import sample_step  # noqa: E402
 import tables  # noqa: E402
 import train_step  # noqa: E402
+import whole_video  # noqa: E402
+
+USUAL = {
+    "benchmark", "gpu", "world_size", "frames", "height", "width", "plan", "memory_cap_gib", "steps", "peak_gib",
+    "allocated_gib", "tokens_per_second", "versions",
+}  # fmt: skip
+SECONDS = {"train_step": "step_seconds", "encode": "clip_seconds"}  # by benchmark, and by file
 
 
 @pytest.mark.slow  # the plans of all cards take half a minute
@@ -37,23 +53,133 @@ def test_a_table_that_was_edited_by_hand_is_noticed(tmp_path):
 
 
 def test_sampling_steps_are_tabled_when_there_are_any_the_newest_of_each_case(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
-    assert tables.table("sample_step") == "Not measured yet.\n"
-    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    monkeypatch.setattr(result_tables, "RESULTS", tmp_path)
+    assert tables.table("sample_step") == tables.table("whole_video") == "Not measured yet.\n"
     line = {"sampler": "mochi-lora", "adapter": "attached", "gpu": "H200", "frames": 37, "height": 480, "width": 848,
             "steps": 5, "memory_cap_gib": None,
             "peak_gib": 21.0, "allocated_gib": 20.0, "tokens_per_second": 4e4, "predicted": None,
             "plan": asdict(Plan("cuda", "bf16", "flash4", "none", compile=True))}  # fmt: skip
     seconds = [{"step_seconds": dict.fromkeys(("min", "median", "max"), found)} for found in (0.9, 0.6)]
-    whole = {"sampler": "mochi-lora, embeddings to mp4", "part_seconds": {}}
+    parts = {"text": 0.05, "denoising": 322.0, "decoding": 4.2, "writing": 1.5}
+    whole = line | {"part_seconds": parts, "step_seconds": {"first": 40.0, "last": 5.01}, "memory_cap_gib": 23.0}
+    del whole["tokens_per_second"]
     lines = [line | seconds[0], line | seconds[1], line | seconds[0] | {"adapter": "none"}, whole]
-    results = tmp_path / "benchmarks" / "results" / "sample_step.jsonl"
-    results.write_text("".join(json.dumps(item) + "\n" for item in lines))
+    failed = line | {"error": "OutOfMemoryError: CUDA out of memory"}
+    (tmp_path / "sample_step.jsonl").write_text("".join(json.dumps(item) + "\n" for item in [*lines, failed]))
     _, _, first, second = tables.table("sample_step").splitlines()
     assert "| 0.60 (" in first
     assert first.endswith("| attached |")
     assert "| 0.90 (" in second
     assert second.endswith("| none |")
+    (video,) = tables.table("whole_video").splitlines()[2:]
+    assert video.endswith("| attached | 0.05 | 322.0 (5 steps) | 5.01 | 4.2 | 1.5 | 21.0 |")
+    assert "| 23 GiB | 37 at 480x848 |" in video
+
+
+def test_several_gpus_are_tabled_beside_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(result_tables, "RESULTS", tmp_path)
+    assert tables.table("scale") == "Not measured yet.\n"
+    alone = {"gpu": "H200", "frames": 37, "height": 480, "width": 848, "layers": 48, "mode": "alone", "world_size": 1,
+             "plan": asdict(Plan("cuda", "bf16", "cudnn", "attention_saved")), "step_seconds": {"median": 1.25},
+             "guided_step_seconds": 0.66, "static_gib": 19.5}  # fmt: skip
+    shared = alone | {
+        "mode": "shard",
+        "world_size": 2,
+        "speed_up": 1.99,
+        "sampling_speed_up": 1.98,
+        "static_share": 0.549,
+        "speed_against_data": 0.996,
+    }
+    lines = [alone, shared, alone | {"layers": 2, "step_seconds": {"median": 0.1}}, shared | {"error": "RuntimeError: NCCL"}]
+    (tmp_path / "scale.jsonl").write_text("".join(json.dumps(item) + "\n" for item in lines))
+    first, second = tables.table("scale").splitlines()[2:]
+    assert first.startswith("| 1 x H200 | alone | none | 37 at 480x848 | ")
+    assert first.endswith("| 1.25 |  |  | 0.66 |  | 19.5 |  |")
+    assert second.endswith("| 1.25 | 1.99x | 0.996 | 0.66 | 1.98x | 19.5 | 54.9% |")
+
+
+@pytest.mark.slow
+def test_scale_measures_every_way_of_sharing_on_two_processes(tmp_path):
+    output = tmp_path / "scale.jsonl"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    size = ["--frames", "7", "--height", "32", "--width", "48", "--layers", "1", "--heads", "2", "--precision", "fp32"]
+    words = [*size, "--warmup", "0", "--steps", "1", "--output", str(output)]
+    script = ROOT / "benchmarks" / "scale.py"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, str(script), *words], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    alone, data, context, shard = map(json.loads, output.read_text().splitlines())
+    assert [line["mode"] for line in (alone, data, context, shard)] == ["alone", "data", "context", "shard"]
+    assert [line["world_size"] for line in (alone, data, context, shard)] == [1, 2, 2, 2]
+    assert not {"speed_up", "speed_against_data"} & alone.keys()
+    seconds = [line["step_seconds"]["median"] for line in (alone, data, context, shard)]
+    assert data["speed_up"] == pytest.approx(2 * seconds[0] / seconds[1])
+    assert context["speed_up"] == pytest.approx(seconds[0] / seconds[2])
+    assert shard["speed_against_data"] == pytest.approx(seconds[1] / seconds[3])
+    assert context["sampling_speed_up"] == pytest.approx(alone["guided_step_seconds"] / context["guided_step_seconds"])
+    assert context["losses"] == pytest.approx(alone["losses"], rel=1e-4), "the same sample"
+    assert all(line["memory_cap_gib"] is None for line in (alone, data, context, shard))
+
+
+def test_a_base_split_over_two_is_predicted_to_rest_in_55_percent():
+    """The bar of the task: half of 48 blocks goes; what is outside them, and the adapter, stay."""
+    assert predict_scale.static_share(Layout(2, shard=2)) <= 0.55
+
+
+def test_the_vae_is_tabled_both_ways(tmp_path, monkeypatch):
+    monkeypatch.setattr(result_tables, "RESULTS", tmp_path)
+    assert tables.table("vae") == "Not measured yet.\n"
+    plan = {"precision": "bf16", "chunk_elements": 2**28, "cudnn_benchmark": False}
+    line = {"what": "decode", "implementation": "mochi-lora", "plan": plan, "gpu": "H200", "frames": 163, "height": 480,
+            "width": 848, "memory_cap_gib": None, "channels": None, "peak_gib": 14.2,
+            "allocated_gib": 8.4, "difference": 0.0042, "clip_seconds": {"min": 4.1, "median": 4.2, "max": 4.4}}  # fmt: skip
+    folder = line | {"what": "folder", "film": "1280x720", "gpu_busy_share": 0.95, "plan": plan | {"read_ahead": 4}}
+    folder |= {"clip_seconds": dict.fromkeys(("min", "median", "max"), 0.2)}
+    text = folder | dict.fromkeys(("frames", "height", "width")) | {"what": "text", "text_width": 4096, "gpu_busy_share": None}
+    text |= {"plan": {"precision": "bf16", "text_batch": 8}}
+    lines = [
+        line,
+        line | {"what": "encode", "difference": None},
+        line | {"channels": 32},
+        folder,
+        text,
+        text | {"text_width": 64},
+    ]
+    (tmp_path / "encode.jsonl").write_text("".join(json.dumps(item) + "\n" for item in lines))
+    decode, encode = tables.table("vae").splitlines()[2:]
+    assert decode.startswith(
+        "| decode | mochi-lora, bf16 | H200 | none | 163 at 480x848 | 4.2 (4.1 to 4.4) | 8.4 | 14.2 | 4.2e-03 |"
+    )
+    assert encode.endswith("| 14.2 |  |")
+    captions, films = tables.table("encoding").splitlines()[2:]
+    assert films.startswith("| films of 1280x720, 4 read ahead | H200 | none | 163 at 480x848 | 0.2 | 8.4 | 14.2 | 95% |")
+    assert captions.startswith("| captions, 8 at once | H200 | none |  | 0.2 |")
+
+
+def test_a_card_that_was_measured_shows_it_in_both_languages(monkeypatch):
+    monkeypatch.setattr(tables, "cards", lambda: (card_named("H200"),))
+    tables._picks.cache_clear()
+    english, chinese = (tables.table(name).splitlines() for name in ("cards", "cards_zh"))
+    tables._picks.cache_clear()
+    assert english[0].startswith("| GPU | Memory | 37 frames (1.2 s) |")
+    assert chinese[0].startswith("| GPU | 显存 | 37 帧（1.2 秒） |")
+    assert re.match(r"\| H200 \| 140 GiB \| \d\.\d s, \d+ \+ \d+ GiB \|", english[2])
+    fastest = min(line["step_seconds"]["median"] for line in result_tables.newest_steps() if line["frames"] == 37)
+    assert f"| H200, **measured** | 140 GiB | {fastest:.2f} s, " in english[3]
+    assert f"| H200, **实测** | 140 GiB | {fastest:.2f} s, " in chinese[3]
+
+
+@pytest.mark.slow
+def test_the_step_cache_benchmark_holds_every_setting_against_the_exact_sampler(tmp_path):
+    output = tmp_path / "lines.jsonl"
+    command = [sys.executable, "benchmarks/step_cache.py", "--prompts", "1", "--steps", "6", "--thresholds", "0.2"]
+    run = subprocess.run([*command, "--fewer", "3", "--output", output], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    exact, cached, fewer = (json.loads(line) for line in output.read_text().splitlines())
+    assert (exact["spared"], exact["latent_error"], exact["psnr"]) == (0, 0, None)
+    assert 0 < cached["spared"] < 1
+    assert fewer["spared"] == 0.5
+    assert all(line["latent_error"] > 0 and line["psnr"] < 100 for line in (cached, fewer))
 
 
 def test_constants_fitted_on_half_of_the_cells_predict_the_others():
@@ -84,14 +210,11 @@ def test_time_in_which_a_kernel_runs_counts_once():
 
 
 def test_every_committed_line_has_the_agreed_fields():
-    fields = {
-        "benchmark", "gpu", "world_size", "frames", "height", "width", "plan", "memory_cap_gib", "step_seconds", "steps",
-        "peak_gib", "allocated_gib", "tokens_per_second", "versions",
-    }  # fmt: skip
-    lines = [json.loads(line) for line in (ROOT / "benchmarks/results/train_step.jsonl").read_text().splitlines()]
+    files = [file for name in SECONDS if (file := RESULTS / f"{name}.jsonl").exists()]
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     assert lines
     for line in (line for line in lines if "error" not in line):
-        assert fields <= line.keys()
+        assert line.keys() >= USUAL | {SECONDS[line["benchmark"]]}
         assert line["finite"]
 
 
@@ -111,20 +234,48 @@ def test_the_encode_benchmark_holds_ours_against_diffusers_on_a_small_vae(tmp_pa
         "--channels",
         "32",
     ]
-    command += ["--precision", "fp32", "--steps", "2", "--chunk", "30000", "--exact", "--output", str(output)]
+    command += ["--precision", "fp32", "--steps", "2", "--chunk", "30000", "--exact", "--what", "encode", "decode"]
+    command += ["--output", str(output)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     cases = [(line["what"], line["implementation"], line["frames"]) for line in lines]
     assert cases == [
-        (what, name, frames) for what in ("encode", "decode") for name in ("diffusers", "mochi-lora") for frames in (7, 13)
+        (what, name, frames) for what in ("encode", "decode") for name in ("mochi-lora", "diffusers") for frames in (7, 13)
     ]
     for line in lines:
+        assert line.keys() >= USUAL | {"clip_seconds"}
         assert line["finite"]
         assert line["clip_seconds"]["min"] > 0
-        assert line["error"] < 1e-5
-        if line["implementation"] == "mochi-lora":
-            assert line["difference"] < 1e-5
+        assert line["error_from_fp32"] < 1e-5
+        assert (line["difference"] or 0) < 1e-5
+        assert (line["difference"] is None) == (line["implementation"] == "mochi-lora")
+
+
+@pytest.mark.slow
+def test_the_encode_benchmark_reads_a_folder_of_films_and_embeds_captions(tmp_path):
+    output = tmp_path / "lines.jsonl"
+    command = [sys.executable, "benchmarks/encode.py", "--what", "folder", "text", "--frames", "7", "--height", "32"]
+    command += ["--width", "48", "--channels", "32", "--films", "160x96", "96x160", "--clips", "5", "--read-ahead", "2"]
+    command += ["--text-width", "64", "--text-batch", "2", "--output", str(output)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    *films, text = [json.loads(line) for line in output.read_text().splitlines()]
+    for line in (*films, text):
+        assert line.keys() >= USUAL | {"clip_seconds", "clips_per_second", "gpu_busy_share"}
+        assert line["clips_per_second"] == pytest.approx(1 / line["clip_seconds"]["median"])
+    assert [(line["film"], line["steps"], line["plan"]["read_ahead"]) for line in films] == [("160x96", 5, 2), ("96x160", 5, 2)]
+    assert all(line["part_seconds"].keys() >= {"probing", "reading", "encoding", "writing"} for line in films)
+    assert (text["steps"], text["plan"]["text_batch"]) == (3, 2)
+
+
+def test_a_case_that_runs_out_of_memory_is_a_line_and_ours_runs_before_the_yardstick(monkeypatch):
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
+
+    assert encode.measured({"what": "encode"}, full) == {"what": "encode", "error": "OutOfMemoryError: CUDA out of memory."}
+    monkeypatch.setattr(sys, "argv", ["encode.py", "--memory-cap-gib", "23"])
+    assert encode._arguments().implementation == ["mochi-lora", "diffusers"]
 
 
 @pytest.mark.slow
@@ -170,10 +321,47 @@ def test_the_sampling_benchmark_makes_the_same_step_in_every_form(tmp_path):
 def test_the_sampling_benchmark_makes_a_whole_video_of_a_small_model(tmp_path):
     output = tmp_path / "lines.jsonl"
     command = [sys.executable, "benchmarks/sample_step.py", "--frames", "7", "--height", "32", "--width", "48", "--layers", "2"]
-    command += ["--heads", "2", "--steps", "2", "--whole", "--channels", "32", "--output", str(output)]
+    command += ["--heads", "2", "--steps", "2", "--whole", "--channels", "32", "--text-width", "128", "--output", str(output)]
+    command += ["--adapter", "attached", "none", "--plan", "precision=fp32,checkpointing=none,guidance_passes=one"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    (line,) = map(json.loads, output.read_text().splitlines())
-    assert "error" not in line
-    assert line["part_seconds"].keys() == {"denoising", "decoding", "writing"}
-    assert line["finite"]
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [line["adapter"] for line in lines] == ["attached", "none"]
+    for line in lines:
+        assert line.get("error") is None
+        assert line["part_seconds"].keys() == {"text", "denoising", "decoding", "writing"}
+        assert (line["plan"]["guidance_passes"], line["plan_chosen"]) == ("one", False)
+        assert line["finite"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--adapter", "fused"], "give attached or none"),
+        (["--guidance", "one_batch"], "guidance_passes=one"),
+        (["--stock"], "they are for single steps"),
+    ],
+)
+def test_a_whole_video_refuses_what_it_would_not_do(monkeypatch, capsys, words, said):
+    monkeypatch.setattr(sys, "argv", ["sample_step.py", "--whole", *words])
+    with pytest.raises(SystemExit):
+        sample_step.parsed()
+    assert said in capsys.readouterr().err
+
+
+def test_without_a_plan_a_whole_video_takes_the_one_that_the_engine_chooses(monkeypatch):
+    """And the random T5 is as wide as it is asked to be, its embeddings finite and gone back to the host."""
+    asked = []
+    monkeypatch.setattr(whole_video, "_filmed", lambda *_: {})
+    monkeypatch.setattr(
+        whole_video,
+        "resolve_plan",
+        lambda engine, work: asked.append(work) or Resolved(Plan("cpu", "fp32", "auto", "none"), None),
+    )
+    monkeypatch.setattr(sys, "argv", ["sample_step.py", "--whole", "--frames", "7", "--layers", "2", "--adapter", "none"])
+    (line,) = whole_video.lines(sample_step.parsed(), torch.device("cpu"))
+    assert (line["plan_chosen"], line["plan"]["precision"]) == (True, "fp32")
+    assert asked[0].films.bucket.frames == 7
+    prompt, null, _ = whole_video._embedded(128, torch.device("cpu"))
+    assert (prompt.tokens.shape, null.tokens.shape) == ((120, 128), (0, 128))
+    assert prompt.tokens.isfinite().all()

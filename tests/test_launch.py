@@ -1,11 +1,15 @@
 """What `launch/` holds can be read by whom it is for. Nobody has run it: each file says so in its first comment."""
 
+import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import ClusterConfig
+from torch.distributed.launcher.api import LaunchConfig
+from warm_processes import wait_until
 
 FOLDER = Path(__file__).parents[1] / "launch"
 
@@ -29,3 +33,45 @@ def test_accelerate_reads_its_configurations(name, machines, processes):
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_the_slurm_script_is_a_shell_script():
     assert subprocess.run(["bash", "-n", FOLDER / "slurm.sh"], check=False).returncode == 0
+
+
+SRUN = """#!/bin/bash
+env > "$CALLS/environment"
+trap 'touch "$CALLS/told"' TERM
+touch "$CALLS/started"
+until [ -e "$CALLS/told" ] || [ -e "$CALLS/end" ]; do sleep 0.05; done
+exit "$STATUS"
+"""
+SCONTROL = """#!/bin/bash
+if [ "$1" = show ]; then echo node-1; else echo "$@" >> "$CALLS/scontrol"; fi
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.parametrize(
+    ("out_of_time", "status", "requeued"), [(True, 143, ["requeue 77"]), (True, 0, []), (False, 1, []), (False, 0, [])]
+)
+def test_a_job_that_ran_out_of_time_is_told_and_requeued_and_no_other(tmp_path, out_of_time, status, requeued):
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    slurm = {"SLURM_JOB_NODELIST": "node-[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "77"}
+    environment = {**os.environ, **slurm, "CALLS": str(calls), "STATUS": str(status)}
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+    with subprocess.Popen(["bash", str(FOLDER / "slurm.sh"), "style.yaml"], env=environment) as job:
+        wait_until((calls / "started").exists)
+        if out_of_time:
+            job.send_signal(signal.SIGUSR1)
+        else:
+            (calls / "end").touch()
+        assert job.wait(60) == status
+    assert (calls / "told").exists() == out_of_time
+    assert ((calls / "scontrol").read_text().splitlines() if (calls / "scontrol").exists() else []) == requeued
+    assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280" in (calls / "environment").read_text().splitlines()
+
+
+def test_torchrun_reads_how_long_its_workers_may_take_to_leave(monkeypatch):
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "280")
+    assert LaunchConfig(1, 1, 1).shutdown_timeout == 280

@@ -9,15 +9,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+import torch.distributed as dist
+from gang import together
 from safetensors.torch import load_file
 from synthetic import distance, make_run, records
 from warm_processes import Place, ended, start
 
 from mochi_lora.cli import main
-from mochi_lora.commands import models, run_plan, train
+from mochi_lora.commands import models, processes, run_plan, train
 from mochi_lora.config.engine import EngineConfig, parallel_sizes
 from mochi_lora.config.load import load_config
-from mochi_lora.engine.choice import NoPlanFitsError, check_settings
+from mochi_lora.config.schema import Config
+from mochi_lora.engine.choice import NoPlanFitsError, Room, check_settings
 from mochi_lora.engine.footprint import GIB, predict_memory, weight_bytes
 from mochi_lora.engine.mesh import Layout, Ranks, check_layout, layout_of, layouts_of, least_world
 from mochi_lora.engine.plan import Plan
@@ -26,6 +30,7 @@ from mochi_lora.engine.workload import AdapterSize, ModelSize, Workload
 from mochi_lora.errors import UserError
 from mochi_lora.inference.playback import read_video
 from mochi_lora.spec import Bucket
+from mochi_lora.training.checkpoint import newest_checkpoint
 
 TESTS = Path(__file__).parent
 WORK = Workload(ModelSize.of({}), Bucket(37, 480, 848), 1, 1, AdapterSize(10_000_000, 8, averaged=False), None)
@@ -79,6 +84,41 @@ def test_two_ranks_then_one_then_three_are_one_that_went_through(data, tmp_path)
     assert distance(run / "adapter.safetensors", expected / "adapter.safetensors") < 1e-5
     for one, other in zip(records(run), records(expected), strict=True):
         assert one == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_a_split_base_alone_with_shared_tokens_and_split_otherwise(data, tmp_path):
+    """What is trained, its optimiser and the place in the data are whole in every checkpoint, however the work was shared."""
+    run, expected = tmp_path / "run", data.parent / "run"
+    before = None
+    for ranks, parallel, steps in ((2, "shard:2", 2), (1, "auto", 3), (2, "context:2", 4), (3, "shard:3", STEPS)):
+        layout = layout_of(parallel, ranks)
+        words = ["--train.steps", str(steps), "--engine.parallel", parallel]
+        assert launched(tmp_path, data, run, ranks, *words, batch=SAMPLES // layout.data) == [0] * ranks
+        told = " ".join((tmp_path / f"{ranks}-rank0.log").read_text().split())
+        if before is not None:
+            assert f"the processes were {before}, now they are {layout}" in told
+        before = layout
+    for one, other in zip(records(run), records(expected), strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+    assert records(run, "heldout")[-1] == pytest.approx(records(expected, "heldout")[-1], rel=1e-5)
+    assert distance(run / "adapter.safetensors", expected / "adapter.safetensors") < 1e-5
+    found = [newest_checkpoint(folder / "checkpoints") for folder in (run, expected)]
+    assert [one.step for one in found] == [STEPS, STEPS]
+    moments = [one.state["optimizer"]["state"] for one in found]
+    assert moments[0].keys() == moments[1].keys()
+    for name, tensors in moments[0].items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(tensors[key], moments[1][name][key], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["auto", "shard:2"])
+def test_two_ranks_that_accumulate_are_one_process_with_the_same_samples(data, tmp_path, parallel):
+    """Gradients of micro-batches are added up before the ranks exchange theirs."""
+    words = ["--train.gradient_accumulation", "3", "--engine.parallel", parallel]
+    assert launched(tmp_path, data, tmp_path / "run", 2, *words, batch=1) == [0, 0]
+    require_same(tmp_path / "run", data.parent / "run")
 
 
 @pytest.mark.slow
@@ -158,7 +198,7 @@ def test_every_number_is_kept_once_and_ranks_that_need_each_other_have_equally_m
     ("setting", "world", "told"),
     [
         ("data:2,context:2", 6, "got data:2,context:2 for a launch of 6 processes; expected data x context = 6, here it is 2"),
-        ("context:2", 1, "Start 2 processes"),
+        ("context:2", 1, "got context:2 for a launch of 1 process; expected data x context = 1, here it is 1 x 2. Start 2"),
         ("shard:4", 6, "take one of 1, 2, 3, 6"),
     ],
 )
@@ -213,14 +253,14 @@ def test_a_share_of_the_base_or_of_the_tokens_takes_less_of_a_gpu():
 
 
 def test_auto_splits_the_base_only_where_nothing_fits_and_a_named_layout_is_left_alone(monkeypatch):
-    def full(engine: EngineConfig, work: Workload) -> Resolved:
+    def full(engine: EngineConfig, work: Workload, _room: None) -> Resolved:
         if engine.parallel == "shard:2" or work is None:
             return Resolved(Plan("cuda", "bf16", "auto", "full", shard=2 if engine.parallel == "shard:2" else 1), None)
         raise (NoPlanFitsError if engine.precision == "auto" else UserError)("no plan fits this GPU")
 
     monkeypatch.setattr(run_plan, "resolve_plan", full)
-    assert run_plan._resolved(EngineConfig(), WORK, Layout(2)).shard == 2
-    assert run_plan._resolved(EngineConfig(), None, Layout(2)).shard == 1
+    assert run_plan._resolved(EngineConfig(), WORK, Layout(2), None).shard == 2
+    assert run_plan._resolved(EngineConfig(), None, Layout(2), None).shard == 1
     kept = (
         (EngineConfig(), Layout(1)),
         (EngineConfig(parallel="data:2"), Layout(2)),
@@ -229,7 +269,32 @@ def test_auto_splits_the_base_only_where_nothing_fits_and_a_named_layout_is_left
     )
     for engine, layout in kept:
         with pytest.raises(UserError, match="no plan fits"):
-            run_plan._resolved(engine, WORK, layout)
+            run_plan._resolved(engine, WORK, layout, None)
+
+
+def settled(_ranks: Ranks, needed: float) -> tuple[str, float]:
+    """Of a plan that takes `needed` GiB whole and half of it split, on a free GPU and one that is nearly full."""
+
+    def resolve(engine: EngineConfig, _work: Workload, room: Room) -> Resolved:
+        shard = parallel_sizes(engine.parallel).get("shard", 1)
+        if needed / shard > room.device:
+            raise NoPlanFitsError(f"rank {dist.get_rank()}: no plan fits {room.device:g} GiB")
+        return Resolved(Plan("cuda", "bf16", "auto", "full", shard=shard), None)
+
+    run_plan.resolve_plan = resolve
+    run_plan._expected = lambda _config, plan, _work, _buckets, _device, room: (plan.shard, room.device)
+    run_plan.training_work = run_plan.base_of = lambda *_: None
+    processes.room_here = lambda _device: Room(80.0 if dist.get_rank() == 0 else 12.0, 64.0)
+    here = SimpleNamespace(device=torch.device("cuda"))
+    try:
+        return run_plan.plan_of_run(Config(), None, Path(), [], here, Layout(2))
+    except UserError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(("needed", "found"), [(10, (1, 12.0)), (20, (2, 12.0)), (60, "rank 0: no plan fits 12 GiB")])
+def test_the_fullest_gpu_decides_for_all_and_a_refusal_is_everybodys(needed, found):
+    assert together(2, settled, needed) == [found, found]
 
 
 def test_the_fewest_processes_of_a_setting_are_those_it_names():
@@ -269,6 +334,6 @@ def test_forecasts_know_how_many_processes_talk_and_how_many_of_them_on_this_hos
     processes = SimpleNamespace(device=SimpleNamespace(type="cpu"))
     run_plan.plan_of_run(config, None, tiny / "transformer", [Bucket(7, 32, 48)], processes, Layout(4))
     resolve = models.resolve_plan
-    monkeypatch.setattr(models, "resolve_plan", lambda engine, work: asked.append(work) or resolve(engine, work))
+    monkeypatch.setattr(models, "resolve_plan", lambda engine, work, _room: asked.append(work) or resolve(engine, work))
     models.sampling_plan(config)
     assert [(work.world, work.processes) for work in asked] == [(4, 2), (1, 2)]

@@ -58,14 +58,23 @@ class Watch:
     kill_at: int = 0
 
 
-def start(words: list[str], log: Path, *, place: Place | None = None, watch: Watch | None = None) -> BaseProcess:
-    """`mochi-lora` with these words; its output goes to `log`. With a place, `<log>.safetensors` holds its last adapter."""
+def start(
+    words: list[str],
+    log: Path,
+    *,
+    place: Place | None = None,
+    watch: Watch | None = None,
+    before: Callable[[], None] | None = None,
+) -> BaseProcess:
+    """`mochi-lora` with these words; its output goes to `log`. With a place, `<log>.safetensors` holds its last adapter.
+    `before`, a module's function, is called in the process first.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])  # for the server's preload
     try:
-        process = context.Process(target=_run, args=(words, log, place, watch))
+        process = context.Process(target=_run, args=(words, log, place, watch, before))
         process.start()
     finally:
         os.environ.pop("PYTHONPATH") if path is None else os.environ.__setitem__("PYTHONPATH", path)
@@ -86,7 +95,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def _run(words: list[str], log: Path, place: Place | None, watch: Watch | None) -> None:
+def _run(words: list[str], log: Path, place: Place | None, watch: Watch | None, before: Callable[[], None] | None) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -95,6 +104,8 @@ def _run(words: list[str], log: Path, place: Place | None, watch: Watch | None) 
     if place is not None:
         os.environ.update(place.environment())
         _dump_adapters(log.with_suffix(".safetensors"))
+    if before is not None:
+        before()
     seen = _watched(watch) if watch is not None else [0]
     try:
         status = main(words)

@@ -18,6 +18,7 @@ from mochi_lora.commands.videos import make_videos
 from mochi_lora.config.requests import EvaluationRequest
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, progress_bar
+from mochi_lora.engine.mesh import Layout, Ranks, share_out
 from mochi_lora.engine.plan import resolve_device
 from mochi_lora.errors import UserError
 from mochi_lora.evaluation.bleed import bleed
@@ -42,13 +43,17 @@ _SETS = ("trigger", "plain", "unrelated")
 _T = TypeVar("_T")
 
 
-@out_of_memory_named()
 def run(config: Config, request: EvaluationRequest) -> Path:
     """Make the videos that are not there yet, measure, conclude, report; returns the report's path. Raises UserError.
 
-    The processes of a launch share the videos; the main one alone goes on from there.
+    The processes of a launch share the videos, the looks at them and the held-out losses; the main one concludes.
     """
-    scene, ranks = set_scene(config, request), join_launch(config)
+    with join_launch(config) as ranks, out_of_memory_named():
+        return _evaluate(config, request, ranks)
+
+
+def _evaluate(config: Config, request: EvaluationRequest, ranks: Ranks) -> Path:
+    scene = set_scene(config, request)
     with only_one(scene.folder, "evaluating") if ranks.rank == 0 else nullcontext():
         if ranks.rank == 0:
             check_networks(config, sampling=scene.adapter is not None)
@@ -57,10 +62,11 @@ def run(config: Config, request: EvaluationRequest) -> Path:
             told = f"{len({shot.video for shot in shots})} for {scene.prompts} prompts"
             console.print(f"videos   {told}, in {scene.folder}", markup=False)
             make_videos(config, shots, scene.folder, assume_alpha_is_rank=request.assume_alpha_is_rank, ranks=ranks)
+        scores, copies = _measure(config, scene, ranks, quick=request.quick)
+        losses = _losses(config, request, scene, ranks)
         if ranks.rank:
             return scene.folder
-        scores, copies = _measure(config, scene, quick=request.quick)
-        evaluation, rows = _conclude(config, request, scene, scores, copies)
+        evaluation, rows = _conclude(config, request, scene, scores, copies, losses)
         page = write_everything(config, scene.folder, evaluation, rows)
         _retell_card(config, scene)
         return page
@@ -76,17 +82,20 @@ def _retell_card(config: Config, scene: Scene) -> None:
         console.print(f"the model card was left as it is: {error}", style="yellow", markup=False)
 
 
-def _measure(config: Config, scene: Scene, *, quick: bool) -> tuple[Scores, Memorisation | Missing]:
+def _measure(config: Config, scene: Scene, ranks: Ranks, *, quick: bool) -> tuple[Scores, Memorisation | Missing]:
     wanted = len({cell.shot.video for cell in scene.cells})
     with progress_bar() as bar:
         references, training = scene.references.clips, scene.training
-        total = looks(config.backbones, wanted, len(references)) + copy_looks(scene.everything, len(training.clips))
+        every = looks(config.backbones, wanted, len(references)) + copy_looks(scene.everything, len(training.clips))
+        world = ranks.layout.world
+        total = -(-every // world)
         task = bar.add_task("measuring", total=total)
         step = partial(bar.update, task, advance=1)
-        footage = Footage(FeatureCache(scene.folder / "features"), config.evaluation.frames_per_clip, step)
+        share = partial(share_out, ranks=Ranks(Layout(world), ranks.rank))  # each clip is one process's, whoever made it
+        footage = Footage(FeatureCache(scene.folder / "features"), config.evaluation.frames_per_clip, step, share)
         device = resolve_device(config.engine.device)
         scores = score(scene.cells, scene.folder, references, footage, config.backbones, device)
-        pictures = file_name(PICTURES, quick=quick)
+        pictures = file_name(PICTURES, quick=quick) if ranks.rank == 0 else None
         copies = memorisation(scene.everything, scene.folder, training.clips, footage, pictures, told=training.told)
         bar.update(task, completed=total)  # what could not be had was not looked at
     return scores, copies
@@ -106,7 +115,12 @@ def design_of(config: Config, *, quick: bool) -> Design:
 
 
 def _conclude(
-    config: Config, request: EvaluationRequest, scene: Scene, scores: Scores, searched: Memorisation | Missing
+    config: Config,
+    request: EvaluationRequest,
+    scene: Scene,
+    scores: Scores,
+    searched: Memorisation | Missing,
+    looked: tuple[BandLoss, ...] | Missing,
 ) -> tuple[Evaluation, tuple[Row, ...]]:
     rows, design = scores.rows(scene.cells), design_of(config, quick=request.quick)
     gaps = [*scores.missing, *_left_out(config, scene, request)]
@@ -122,7 +136,7 @@ def _conclude(
     copies = _or_gap(searched, gaps)
     background, references = scores.background, scores.references
     apart = _or_gap(set_distance(scene.cells, background, references, design), gaps) if background else None
-    losses = _losses(config, request, scene, gaps)
+    losses = _or_gap(looked, gaps) or ()
     verdict = give_verdict(comparisons, leaks, copies, strengths, checkpoints, gaps, design, losses=losses)
     shown = {*measured, *([apart.measure] if apart else [])}
     drawn = DRAWN_WORLD in (config.backbones.text, config.backbones.video_text)
@@ -179,11 +193,11 @@ def _is_sweep(cells: Sequence[Cell]) -> bool:
     return any(cell.label == ADAPTER and cell.strength not in (0, 1) for cell in cells)
 
 
-def _losses(config: Config, request: EvaluationRequest, scene: Scene, gaps: list[Missing]) -> tuple[BandLoss, ...]:
+def _losses(config: Config, request: EvaluationRequest, scene: Scene, ranks: Ranks) -> tuple[BandLoss, ...] | Missing:
     if scene.adapter is None or request.quick:
         return ()
     assumed = request.assume_alpha_is_rank
-    return _or_gap(losses_of(config, scene.adapter, assume_alpha_is_rank=assumed), gaps) or ()
+    return losses_of(config, scene.adapter, assume_alpha_is_rank=assumed, ranks=ranks)
 
 
 def _curve(config: Config, scene: Scene, rows: Sequence[Row], design: Design) -> Curve:

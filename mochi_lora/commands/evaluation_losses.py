@@ -1,16 +1,21 @@
 """Held-out velocity loss for an evaluation: the model with the adapter, and with the adapter at strength 0."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from mochi_lora.commands.identity import require_same_encoders
 from mochi_lora.commands.models import load_planned
+from mochi_lora.commands.processes import LONG_WAIT_MINUTES, decided, least_room, processes_here
 from mochi_lora.commands.workloads import looking_work
 from mochi_lora.config.schema import Config
 from mochi_lora.console import progress_bar
 from mochi_lora.data.cache import Cache
 from mochi_lora.data.index import Index, index_path, read_index
+from mochi_lora.engine.mesh import ALONE, Ranks, open_ranks, share_out
+from mochi_lora.engine.plan import resolve_device
 from mochi_lora.engine.resolve import resolve_plan
 from mochi_lora.evaluation.grid import thin
 from mochi_lora.evaluation.losses import band_losses
@@ -27,8 +32,12 @@ _MOST_CLIPS = 32  # of either side
 _NAME = "evaluated"
 
 
-def losses_of(config: Config, adapter: Path, *, assume_alpha_is_rank: bool = False) -> tuple[BandLoss, ...] | Missing:
-    """Losses per noise level on cached clips. Missing where the data set is not encoded."""
+def losses_of(
+    config: Config, adapter: Path, *, assume_alpha_is_rank: bool = False, ranks: Ranks = ALONE
+) -> tuple[BandLoss, ...] | Missing:
+    """Losses per noise level on cached clips, which the processes of a launch share; the same on each of them. Missing where
+    the data set is not encoded.
+    """
     if not index_path(config.data).is_file():
         return Missing("losses", "the clips are not encoded (mochi-lora encode)")
     index = read_index(config.data)
@@ -36,13 +45,18 @@ def losses_of(config: Config, adapter: Path, *, assume_alpha_is_rank: bool = Fal
     held_out, training = _source(config, index, "validation"), _source(config, index, "train")
     folder = locate(config.model.base, config.model.revision, "transformer")
     buckets = [Bucket.parse(entry.bucket) for source in (held_out, training) for entry in source.entries]
-    alone = config.engine.model_copy(update={"parallel": "auto"})  # one process looks, whoever made the videos
-    plan = resolve_plan(alone, looking_work(config, buckets)).plan
+    # Each clip whole on one process, whoever made the videos: its tokens need not divide as theirs do, and no loss depends on
+    # how many processes there are. A base that was split stays so.
+    looking = open_ranks(replace(ranks.layout, context=1), LONG_WAIT_MINUTES)
+    engine = config.engine.model_copy(update={"parallel": str(looking.layout)})
+    work = replace(looking_work(config, buckets), world=looking.layout.world, processes=processes_here())
+    room = least_room(torch.device(resolve_device(engine.device)))
+    plan = decided(lambda: resolve_plan(engine, work, room).plan)
     transformer = load_planned(folder, plan, torch.device(plan.device)).transformer
     lora.put(transformer, load_adapter(adapter, assume_alpha_is_rank=assume_alpha_is_rank), _NAME)
-    model = VelocityModel(transformer, plan)
+    model = VelocityModel(transformer, plan, looking)
     with progress_bar() as bar, lora.strengths(transformer, [_NAME], [1.0]):
-        task = bar.add_task("losses", total=2 * (len(held_out.entries) + len(training.entries)))
+        task = bar.add_task("losses", total=2 * sum(len(looking.own(len(source.entries))) for source in (held_out, training)))
         return band_losses(
             model,
             held_out,
@@ -51,6 +65,7 @@ def losses_of(config: Config, adapter: Path, *, assume_alpha_is_rank: bool = Fal
             without_adapter=lambda: lora.strengths(transformer, [_NAME], [0.0]),
             resamples=config.evaluation.resamples,
             on_clip=lambda: bar.update(task, advance=1),
+            share=partial(share_out, ranks=looking),
         )
 
 

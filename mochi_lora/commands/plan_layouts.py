@@ -1,10 +1,10 @@
 """The ways to share several GPUs, side by side: the table of `mochi-lora plan --gpus N` that a person chooses a layout from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from mochi_lora.config.schema import Config
-from mochi_lora.console import print_table
+from mochi_lora.console import console, print_table
 from mochi_lora.engine.choice import Choice, Forecast, NoPlanFitsError, choose
 from mochi_lora.engine.mesh import Layout, check_layout, layouts_of
 from mochi_lora.engine.pace import mean_seconds
@@ -26,7 +26,26 @@ class Launch:
 
     def check(self, layout: Layout) -> None:
         """Raises UserError where a start would."""
-        check_layout(layout, self.work.model.heads, self.shapes, step_cache=self.config.sample.step_cache)
+        self._check(layout, self.shapes)
+
+    def _check(self, layout: Layout, shapes: Iterable[Bucket]) -> None:
+        check_layout(layout, self.work.model.heads, shapes, step_cache=self.config.sample.step_cache)
+
+    def refused(self, layout: Layout) -> str | None:
+        """Why `layout` would not start, with the setting that its videos' shape comes from; None where it would."""
+        try:
+            self.check(layout)
+        except UserError as error:
+            filmed = self.work.films.bucket if self.work.films else None
+            if filmed is None or filmed in self.buckets:
+                return str(error)
+            try:
+                self._check(layout, self.shapes - {filmed})
+            except UserError as other:
+                return str(other)
+            told = f"only the videos of sample are {filmed} (frames, height, width)"
+            return f"{error}; {told}: as {self.work.bucket}, like the clips, they would divide"
+        return None
 
     def shared(self, layout: Layout) -> "Launch":
         """The same on as many GPUs, shared as `layout`. Raises UserError where that would not start."""
@@ -42,13 +61,13 @@ class Launch:
 
 
 def print_layouts(launch: Launch, choice: Choice, price: float | None) -> None:
-    """One row for each way to share, but those that would be refused; `price` is dollars per hour and GPU."""
-    rows = []
+    """One row for each way to share, and below them why others would be refused; `price` is dollars per hour and GPU."""
+    rows, refused = [], {}
     for layout in _worth_showing(launch):
-        try:
-            shared = launch.shared(layout)
-        except UserError:  # it would not start
+        if why := launch.refused(layout):
+            refused[layout] = why
             continue
+        shared = launch.shared(layout)
         rows.append([_mark(shared, launch), str(layout), *_figures(shared, _pick(shared, launch, choice), choice, price)])
     head = [
         "",
@@ -63,6 +82,8 @@ def print_layouts(launch: Launch, choice: Choice, price: float | None) -> None:
         "samples/h",
     ]
     print_table(f"ways to share {launch.layout.world} GPUs", [*head, *(["$ / 1000"] if price else [])], rows)
+    for layout, why in refused.items():
+        console.print(f"refused  {layout}: {why}", markup=False)
 
 
 def _worth_showing(launch: Launch) -> Sequence[Layout]:

@@ -6,18 +6,20 @@ dropped afterwards; gradients, mode and adapter weights are as before.
 
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from mochi_lora.commands.decoder import load_decoder
+from mochi_lora.commands.processes import LONG_WAIT_MINUTES
 from mochi_lora.commands.run_folder import sheet_path
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
 from mochi_lora.data.prompts import PromptEmbeddings
-from mochi_lora.engine.mesh import ALONE, Ranks
+from mochi_lora.engine.mesh import ALONE, Ranks, gathered
 from mochi_lora.inference.generate import generate_latents, render
 from mochi_lora.inference.sampler import Cancelled
 from mochi_lora.inference.video import glimpse, video_name, write_contact_sheet, write_mp4
@@ -46,6 +48,11 @@ class Previews:
         self._ranks = ranks
         self._jobs = [(prompt, prompts(prompt), seed) for prompt in sample.prompts for seed in sample.seeds]
         self._negative = prompts(sample.negative_prompt)
+        self._group = None
+        if ranks.layout.world > 1:
+            # Of its own: a rank without a share of the videos waits for as long as they take, which is longer than a step
+            # may. gloo, since NCCL would abort for it and what is gathered lies on the host.
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(minutes=LONG_WAIT_MINUTES))
         self.seconds = 0.0  # spent here since the run's start, in this process
 
     def make(self, model: VelocityModel, done: int) -> dict[str, Path]:
@@ -60,9 +67,9 @@ class Previews:
         model.eval()
         latents = self._sample_all(model, mine)
         model.train(was_training)
-        finished = all(gather_object([latents is not None]))
+        finished = all(gathered([latents is not None], self._group))
         sheets = self._decode(model, latents, folder) if latents and finished else []
-        rows = sorted(gather_object(sheets), key=lambda row: row[0])
+        rows = sorted(gathered(sheets, self._group), key=lambda row: row[0])
         self.seconds += time.monotonic() - start
         if not finished:
             return {}

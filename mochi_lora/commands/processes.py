@@ -1,20 +1,22 @@
 """The processes of one command: how many, which one, on which device, and what to say when its memory is full."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from accelerate.utils import ProjectConfiguration
 
 from mochi_lora.commands.workloads import base_here, film_work
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
-from mochi_lora.engine.mesh import ALONE, Ranks, check_layout, layout_of, open_ranks
+from mochi_lora.engine.choice import Room, room_here
+from mochi_lora.engine.heartbeat import watch_peers
+from mochi_lora.engine.mesh import ALONE, Ranks, check_layout, gathered, layout_of, open_ranks
 from mochi_lora.engine.plan import resolve_device
 from mochi_lora.errors import UserError
 
@@ -23,11 +25,13 @@ _WHAT_MAKES_IT_FIT = (
     "fewer frames or a smaller size in data.buckets and sample; for T5, encode.text_precision int8"
 )
 T = TypeVar("T")
-LONG_WAIT_MINUTES = 7 * 24 * 60  # encoding: a rank may be done days before its peers
+LONG_WAIT_MINUTES = 7 * 24 * 60  # a rank may be done days before its peers; who is lost is `engine.heartbeat`'s to tell
 
 
-def open_processes(device: str, timeout_minutes: float) -> Accelerator:
-    """This process's view of the launch (`accelerate launch`, `torchrun`, or a plain start).
+@contextmanager
+def open_processes(device: str, timeout_minutes: float) -> Iterator[Accelerator]:
+    """This process's view of the launch (`accelerate launch`, `torchrun`, or a plain start); within, the processes watch each
+    other. Raises PeerGoneError where another one is the reason that this one cannot go on.
 
     Mixed precision is off here: the plan's precision is autocast in `VelocityModel`, for training and sampling alike.
     """
@@ -37,7 +41,15 @@ def open_processes(device: str, timeout_minutes: float) -> Accelerator:
     handlers = [InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))]
     cpu = resolve_device(device) == "cpu"
     _join_restarted("gloo" if cpu else "nccl", timeout_minutes)
-    return Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=handlers, project_config=ProjectConfiguration())
+    processes = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=handlers, project_config=ProjectConfiguration())
+    with watch_peers(_attempt()) if processes.num_processes > 1 else nullcontext():
+        yield processes
+
+
+def _attempt() -> str:
+    """What sets this start of the launch apart from those before, in a store that outlives them; empty for the first."""
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return f"attempt-{attempt}" if attempt and os.environ.get("GROUP_WORLD_SIZE", "1") == "1" else ""
 
 
 def _join_restarted(backend: str, timeout_minutes: float) -> None:
@@ -47,24 +59,26 @@ def _join_restarted(backend: str, timeout_minutes: float) -> None:
     keys, and gloo then connects to nobody. Agents of several machines count attempts apart; they must not share their store
     (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, as in `launch/slurm.sh`).
     """
-    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    if attempt == 0 or os.environ.get("GROUP_WORLD_SIZE", "1") != "1" or dist.is_initialized():
+    attempt = _attempt()
+    if not attempt or dist.is_initialized():
         return
     timeout = timedelta(minutes=timeout_minutes)
     store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
-    named = dist.PrefixStore(f"attempt-{attempt}", store)
+    named = dist.PrefixStore(attempt, store)
     dist.init_process_group(backend, store=named, rank=rank, world_size=world, timeout=timeout)
 
 
-def join_launch(config: Config) -> Ranks:
+@contextmanager
+def join_launch(config: Config) -> Iterator[Ranks]:
     """This process's place where videos are made; a plain start is alone. Raises UserError where the layout does not fit."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     layout = layout_of(config.engine.parallel, world)
     if world == 1:
-        return ALONE
-    check_layout(layout, base_here(config).size.heads, [film_work(config).bucket], step_cache=config.sample.step_cache)
-    open_processes(config.engine.device, LONG_WAIT_MINUTES)
-    return open_ranks(layout, LONG_WAIT_MINUTES)
+        yield ALONE
+        return
+    with open_processes(config.engine.device, LONG_WAIT_MINUTES):
+        check_layout(layout, base_here(config).size.heads, [film_work(config).bucket], step_cache=config.sample.step_cache)
+        yield open_ranks(layout, LONG_WAIT_MINUTES)
 
 
 def processes_here() -> int:
@@ -76,8 +90,33 @@ def agreed(item: T) -> T:
     """The main process's `item`, on every process of the launch."""
     told = [item]
     if dist.is_initialized() and dist.get_world_size() > 1:
-        broadcast_object_list(told)
+        dist.broadcast_object_list(told, src=0)
     return told[0]
+
+
+def decided(decide: Callable[[], T]) -> T:
+    """What the main process comes to, on every process: one that came to something else would leave the others waiting.
+
+    Raises the main process's UserError, everywhere.
+    """
+    told: tuple[T | None, UserError | None] = None, None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            told = decide(), None
+        except UserError as error:
+            told = None, error
+    item, refusal = agreed(told)
+    if refusal is not None:
+        raise refusal
+    return cast("T", item)
+
+
+def least_room(device: torch.device) -> Room | None:
+    """What is free on the fullest GPU of the launch, and on its fullest host; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    rooms = gathered([room_here(device)])
+    return Room(min(room.device for room in rooms), min(room.host for room in rooms))
 
 
 @contextmanager

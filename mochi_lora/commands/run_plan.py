@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from mochi_lora.commands.processes import agreed, processes_here
+from mochi_lora.commands.processes import decided, least_room, processes_here
 from mochi_lora.commands.workloads import base_of, training_work
 from mochi_lora.config.engine import EngineConfig
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
 from mochi_lora.engine.cards import card_of
-from mochi_lora.engine.choice import Choice, forecast, next_smaller, room_here, split_where_nothing_fits
+from mochi_lora.engine.choice import Choice, Room, forecast, next_smaller, split_where_nothing_fits
 from mochi_lora.engine.mesh import Layout
 from mochi_lora.engine.pace import mean_seconds
 from mochi_lora.engine.plan import Plan
@@ -80,27 +80,28 @@ def plan_of_run(
 ) -> RunPlan:
     """The run's own plan if the engine settings and the device are those it was resolved for; else a new one, said aloud.
 
-    The main process's plan is every process's. Raises UserError as `resolve_plan`.
+    The main process's plan is every process's, made for the fullest GPU of the launch. Raises UserError as `resolve_plan`.
     """
+    room = least_room(processes.device)
     work = training_work(config, base_of(folder), buckets, processes_here(), layout.world)
     stored = _stored(found)
     _tell_layout(found, layout)
     if stored is not None and _still_asked_for(config, found, processes.device.type, stored, layout):
-        run = _expected(config, stored, work, buckets, processes.device)
+        run = _expected(config, stored, work, buckets, processes.device, room)
         if run.choice and not run.choice.fits:
             told = f"{run.choice.pick.footprint.device:.1f} GiB are predicted, {run.choice.room.device:.1f} free"
             console.print(f"the plan of the run's first start is kept although memory is short now: {told}", style="yellow")
         return run
-    plan = agreed(_resolved(config.engine, work, layout))  # GPUs of one host may differ in what is free; a run has one plan
+    plan = decided(lambda: _resolved(config.engine, work, layout, room))
     now, before = asdict(plan), asdict(stored) if stored else {}
     changed = [f"{key}: {old} -> {now[key]}" for key, old in before.items() if old != now[key] and key not in _VIDEOS_ONLY]
     if changed:
         console.print(f"the engine changed since the checkpoint ({', '.join(changed)}): no longer bit for bit the same run")
-    return _expected(config, plan, work, buckets, processes.device)
+    return _expected(config, plan, work, buckets, processes.device, room)
 
 
-def _resolved(engine: EngineConfig, work: Workload, layout: Layout) -> Plan:
-    return split_where_nothing_fits(engine, layout.world, lambda settings: resolve_plan(settings, work)).plan
+def _resolved(engine: EngineConfig, work: Workload, layout: Layout, room: Room | None) -> Plan:
+    return split_where_nothing_fits(engine, layout.world, lambda settings: resolve_plan(settings, work, room)).plan
 
 
 def _tell_layout(found: Checkpoint | None, layout: Layout) -> None:
@@ -120,10 +121,12 @@ def _still_asked_for(config: Config, found: Checkpoint | None, device: str, stor
     return same and stored.device == device and layout.world % stored.shard == 0
 
 
-def _expected(config: Config, plan: Plan, work: Workload, buckets: Sequence[Bucket], device: torch.device) -> RunPlan:
-    if plan.device != "cuda":
+def _expected(
+    config: Config, plan: Plan, work: Workload, buckets: Sequence[Bucket], device: torch.device, room: Room | None
+) -> RunPlan:
+    if room is None:
         return RunPlan(plan, None, None)
-    card, room = card_of(device), room_here(device)
+    card = card_of(device)
     pick = forecast(plan, work, card)
     smaller = next_smaller(config.engine, work, card, pick)
     choice = Choice(pick, room, room.holds(pick.footprint, work.processes), smaller, card)

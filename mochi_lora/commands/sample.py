@@ -12,6 +12,7 @@ from mochi_lora.commands.videos import make_videos
 from mochi_lora.config.requests import AdapterChoice, SampleRequest
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
+from mochi_lora.engine.mesh import Ranks
 from mochi_lora.errors import UserError
 from mochi_lora.inference.playback import read_video
 from mochi_lora.inference.shots import Shot, short_names
@@ -19,16 +20,19 @@ from mochi_lora.inference.tiles import GridRow, write_grids
 from mochi_lora.inference.video import glimpse, video_name, write_contact_sheet
 
 
-@out_of_memory_named()
 def run(config: Config, request: SampleRequest) -> list[Path]:
     """Make every video asked for that is not there yet; returns their paths. Raises UserError for what a person can mend."""
     jobs = request.videos(config.sample.prompts, config.sample.seeds)
     if not jobs:
         message = "no prompt: give --prompt, --prompts FILE, or sample.prompts in the configuration"
         raise UserError(message)
+    with join_launch(config) as ranks, out_of_memory_named():
+        return _made(config, request, jobs, ranks)
+
+
+def _made(config: Config, request: SampleRequest, jobs: Sequence[tuple[str, int]], ranks: Ranks) -> list[Path]:
     columns = request.columns(_adapters(config, request))
     labels = label_columns(columns)
-    ranks = join_launch(config)
     folder = request.output or config.run.folder / "samples" / agreed(time.strftime("sample-%Y%m%d-%H%M%S"))
     shots = _shots(jobs, columns, labels)
     paths = make_videos(config, shots, folder, assume_alpha_is_rank=request.assume_alpha_is_rank, ranks=ranks)

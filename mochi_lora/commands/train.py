@@ -60,16 +60,26 @@ def run(config: Config, *, fresh: bool, push: HubTarget | None = None) -> None:
 
     Raises UserError for whatever a person can mend.
     """
-    processes = open_processes(config.engine.device, config.train.peer_timeout_minutes)
-    if push and processes.is_main_process:
-        publish.require_right(push)
+    with open_processes(config.engine.device, config.train.peer_timeout_minutes) as processes:
+        if push and processes.is_main_process:
+            publish.require_right(push)
+        stopped = _train_alone(config, processes, fresh=fresh)
+        main = processes.is_main_process
+        processes.end_training()
+    if stopped:
+        sys.exit(128 + stopped)  # what was asked for is not done
+    if main:
+        _hand_over(config, push)
+
+
+def _train_alone(config: Config, processes: Accelerator, *, fresh: bool) -> int:
+    """Nobody else trains in the run's folder meanwhile. Returns the signal that stopped it, 0 at the end."""
     index = read_index(config.data)
     require_same_encoders(config, index)
     place = Ranks(layout_of(config.engine.parallel, processes.num_processes), processes.process_index)
     share = Share(config.train.batch_size, config.train.gradient_accumulation, place.layout.data, place.data_rank)
     folder = locate(config.model.base, config.model.revision, "transformer")
     identity = run_identity(config, index, fingerprint(folder), share.samples_per_step)
-    stopped = 0
     with ExitStack() as context:
         if processes.is_main_process:
             if fresh:
@@ -87,13 +97,8 @@ def run(config: Config, *, fresh: bool, push: HubTarget | None = None) -> None:
         else:
             context.enter_context(lost_peer_named(config.train.peer_timeout_minutes))
             context.enter_context(out_of_memory_named())
-            stopped = _train(config, processes, _Sources.of(config, index), share, folder, identity, found, place.layout)
-    main = processes.is_main_process
-    processes.end_training()
-    if stopped:
-        sys.exit(128 + stopped)  # what was asked for is not done
-    if main:
-        _hand_over(config, push)
+            return _train(config, processes, _Sources.of(config, index), share, folder, identity, found, place.layout)
+    return 0
 
 
 def _hand_over(config: Config, push: HubTarget | None) -> None:

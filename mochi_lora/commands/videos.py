@@ -5,6 +5,7 @@ T5 comes first and alone, then transformer and VAE; where nothing is left to mak
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ import torch.distributed as dist
 
 from mochi_lora import __version__
 from mochi_lora.commands.models import load_sampler, load_text, sampling_plan
-from mochi_lora.commands.processes import agreed
+from mochi_lora.commands.processes import agreed, decided, least_room
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, progress_bar
 from mochi_lora.data.samples import TextEmbedding
 from mochi_lora.engine.mesh import ALONE, Ranks
-from mochi_lora.engine.plan import Plan
+from mochi_lora.engine.plan import Plan, resolve_device
 from mochi_lora.files import remove_abandoned, sha256_of_file
 from mochi_lora.inference.live import LiveSampler
 from mochi_lora.inference.prompts import embed_prompts
@@ -42,7 +43,8 @@ def make_videos(
     adapters = {choice.path for shot in shots for choice in shot.adapters}
     for path in adapters:
         load_adapter(path, assume_alpha_is_rank=assume_alpha_is_rank)  # a wrong file is told before T5 takes its minutes
-    plan = agreed(sampling_plan(config, ranks=ranks))
+    room = least_room(torch.device(resolve_device(config.engine.device)))
+    plan = decided(partial(sampling_plan, config, ranks=ranks, room=room))
     origin = origin_of(config, plan)
     hashes = {path: sha256_of_file(path) for path in adapters}
     groups = in_switching_order(shots)

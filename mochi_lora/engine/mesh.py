@@ -6,12 +6,20 @@ ranks hold a part of the frozen base each.
 
 A shard rank is a data or a context rank besides: sharding changes where frozen weights lie, never who computes what. What is
 trained is whole on every rank, so a checkpoint of rank 0 is complete and any layout can go on from it.
+
+Why not DeviceMesh: `shard` is no axis of a mesh but lies across the other two, and one call per size makes the groups. Why not
+DCP (`torch.distributed.checkpoint`): it saves and reshards what is in pieces, and nothing that is saved is; a checkpoint stays
+a few plain files with checksums, which one process writes. Why no ring attention beside Ulysses (`engine.context`): it would
+serve numbers of ranks that do not divide the heads, and 24 heads divide by 2, 3, 4, 6 and 8.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from math import lcm
+from operator import itemgetter
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +27,8 @@ import torch.distributed as dist
 from mochi_lora.config.engine import parallel_sizes
 from mochi_lora.errors import UserError
 from mochi_lora.spec import Bucket
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,8 +61,9 @@ def layout_of(setting: str, world: int) -> Layout:
     context, shard = sizes.get("context", 1), sizes.get("shard", 1)
     data = sizes.get("data", max(1, world // context))
     if data * context != world:
+        launch = "1 process" if world == 1 else f"{world} processes"
         message = (
-            f"engine.parallel: got {setting} for a launch of {world} processes; expected data x context = {world}, "
+            f"engine.parallel: got {setting} for a launch of {launch}; expected data x context = {world}, "
             f"here it is {data} x {context}. Start {data * context} processes (accelerate launch, torchrun), or change the "
             "sizes; auto takes any number"
         )
@@ -154,6 +165,22 @@ def open_ranks(layout: Layout, timeout_minutes: float) -> Ranks:
     timeout = timedelta(minutes=timeout_minutes)
     groups = {size: dist.new_subgroups(size, timeout=timeout)[0] for size in sorted({layout.context, layout.shard} - {1})}
     return Ranks(layout, dist.get_rank(), groups.get(layout.context), groups.get(layout.shard))
+
+
+def gathered(items: list[T], group: dist.ProcessGroup | None = None) -> list[T]:
+    """The items of all processes, in order of rank, on each of them."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return items
+    told: list[list[T]] = [[] for _ in range(dist.get_world_size(group))]
+    dist.all_gather_object(told, items, group=group)
+    return list(chain.from_iterable(told))
+
+
+def share_out(works: Sequence[Callable[[], T]], ranks: Ranks) -> list[T]:
+    """What each of `works` gives, in their order, on every process; one data rank does each."""
+    mine = [(number, works[number]()) for number in ranks.own(len(works))]
+    kept = gathered([(number, found) for number, found in mine if ranks.keeps(number)])
+    return [found for _, found in sorted(kept, key=itemgetter(0))]
 
 
 @torch.no_grad()

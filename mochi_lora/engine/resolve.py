@@ -6,7 +6,7 @@ import torch
 
 from mochi_lora.config.engine import EngineConfig, parallel_sizes
 from mochi_lora.engine.cards import card_of
-from mochi_lora.engine.choice import Choice, check_settings, choose, named_precision, room_here
+from mochi_lora.engine.choice import Choice, Room, check_settings, choose, named_precision, room_here
 from mochi_lora.engine.kernel_choice import resolve_attention
 from mochi_lora.engine.kernels import Attention
 from mochi_lora.engine.plan import Plan, resolve_device
@@ -22,8 +22,9 @@ class Resolved:
     choice: Choice | None
 
 
-def resolve_plan(engine: EngineConfig, work: Workload) -> Resolved:
-    """Settle every `auto`; the attention kernel is tried, forward and backward, on the run's own shape.
+def resolve_plan(engine: EngineConfig, work: Workload, room: Room | None = None) -> Resolved:
+    """Settle every `auto`; the attention kernel is tried, forward and backward, on the run's own shape. `room` is what is free
+    on a GPU; None: what is free here.
 
     Raises UserError where a setting does not suit the model or the device, and where no plan fits.
     """
@@ -37,7 +38,7 @@ def resolve_plan(engine: EngineConfig, work: Workload) -> Resolved:
     attention = resolve_attention(engine.attention, device, compute_dtype(precision), shape)
     if device.type == "cpu":
         return Resolved(_on_cpu(engine, precision, attention), None)
-    choice = choose(engine, work, card_of(device), room_here(device), attention)
+    choice = choose(engine, work, card_of(device), room or room_here(device), attention)
     return Resolved(choice.pick.plan, choice)
 
 

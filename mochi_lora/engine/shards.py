@@ -19,6 +19,8 @@ from mochi_lora.engine.swap import PLACES, BlockSwap, Weight, stays
 from mochi_lora.engine.transfer import Copied, bytes_of, laid_out, room_for
 
 _PART_ALIGNMENT = 256  # bytes: collectives are slow on crooked addresses
+# Its old name warns since torch 2.13, which brought the new one.
+GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 
 
 class ShardedBlocks(BlockSwap):
@@ -67,7 +69,7 @@ class ShardedBlocks(BlockSwap):
     def _begin(self, number: int) -> Copied:
         part = self._parts[number]
         whole = self._slots[number % PLACES][: part.numel() * self._group.size()]
-        return self._lane.run(lambda: dist.all_gather_into_tensor(whole, part, group=self._group))
+        return self._lane.run(lambda: getattr(dist, GATHER)(whole, part, group=self._group))
 
     def _moved(
         self,

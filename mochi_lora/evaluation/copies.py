@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,16 +47,16 @@ def memorisation(
     folder: Path,
     training: Sequence[Clip],
     footage: Footage,
-    pictures: str = PICTURES,
+    pictures: str | None = PICTURES,
     *,
     told: str | None = None,
 ) -> Memorisation | Missing:
     """Compare base and adapter (strength 1) on prompts of training clips, or on trigger prompts where none were made.
 
     Copies are looked for by layout, coarse thumbnails: measured on this project's clips, embeddings of objects rate a copy
-    and a new clip of the same words alike. Writes pictures of the nearest pairs under `folder`/`pictures`. Missing
-    without training clips, or where they are one piece of footage and no video of the base shows how alike different clips
-    are. `told` says how many training clips there are, where not all are in `training`.
+    and a new clip of the same words alike. Writes pictures of the nearest pairs under `folder`/`pictures`; None writes none.
+    Missing without training clips, or where they are one piece of footage and no video of the base shows how alike different
+    clips are. `told` says how many training clips there are, where not all are in `training`.
     """
     if not training:
         return Missing("memorisation", "no training clip could be read (data.clips)")
@@ -74,6 +75,7 @@ def memorisation(
     shares = {label: _share(found, threshold) for label, found in sides.items()}
     ranked = sorted(sides[ADAPTER], key=lambda found: -found.nearest.similarity)
     beyond = shares[ADAPTER] - shares[BASE]
+    shown = _SHOWN if pictures else 0
     enough = beyond * len(ranked) > min(_BEYOND_CHANCE, len(ranked)) - 0.5  # half a video: shares are rounded
     return Memorisation(
         flagged_share=shares[ADAPTER],
@@ -81,7 +83,7 @@ def memorisation(
         threshold=threshold,
         calibration=_calibration(len(training), len(sides[BASE])),
         nearest=tuple(
-            _neighbour(found, training, threshold, folder, footage, f"{pictures}/{at}.png" if at < _SHOWN else None)
+            _neighbour(found, training, threshold, folder, footage, f"{pictures}/{at}.png" if at < shown else None)
             for at, found in enumerate(ranked)
         ),
         motion_similarity=_motion_similarity(ranked, training, footage),
@@ -107,18 +109,12 @@ def _chosen(cells: Sequence[Cell]) -> list[Cell]:
 def _searched(
     cells: Sequence[Cell], clips: Sequence[Clip], thumbnails: Sequence[np.ndarray], gallery: Gallery, footage: Footage
 ) -> list[_Found]:
-    found = []
-    for cell, clip, small in zip(cells, clips, thumbnails, strict=True):
-        found.append(_Found(cell, clip, nearest(small, gallery)))
-        footage.step()
-    return found
+    found = footage.each([partial(nearest, small, gallery) for small in thumbnails])
+    return [_Found(*one) for one in zip(cells, clips, found, strict=True)]
 
 
 def _threshold(gallery: Gallery, base: Sequence[float], footage: Footage) -> float | None:
-    among = []
-    for own in range(len(gallery.thumbnails)):
-        among.append(between(gallery, own))
-        footage.step()
+    among = footage.each([partial(between, gallery, own) for own in range(len(gallery.thumbnails))])
     return copy_threshold(np.stack(among), [even_to_odd(clip) for clip in gallery.thumbnails], base)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -104,34 +104,54 @@ class Clip:
         return choose_frames(self.last - self.first, wanted)
 
 
+class Share(Protocol):
+    """Who works where several processes measure together."""
+
+    def __call__(self, works: Sequence[Callable[[], _T]]) -> list[_T]:
+        """What each of `works` gives, in their order; every process is told all of it."""
+        ...
+
+
+def alone(works: Sequence[Callable[[], _T]]) -> list[_T]:
+    """One process does it all."""
+    return [work() for work in works]
+
+
 @dataclass(frozen=True)
 class Footage:
-    """How clips are looked at: how many frames, and where results are remembered. `step` is called after each look."""
+    """How clips are looked at: how many frames, where results are remembered, and by whom. `step` is called after each look
+    of this process.
+    """
 
     cache: FeatureCache
     frames_per_clip: int
     step: Callable[[], None] = lambda: None
+    share: Share = alone
 
     def embed(self, encoder: ImageEncoder, clips: Iterable[Clip]) -> list[np.ndarray]:
         """Per clip float32 [f, D], rows of length 1, of its evenly spaced frames."""
-        return [self._looked(partial(self._embedded, encoder, clip)) for clip in clips]
+        return self.each([partial(self._embedded, encoder, clip) for clip in clips])
 
     def align(self, aligner: Aligner, clips: Sequence[Clip], prompts: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Per clip float32 [P], its score with each of its own `prompts`."""
         pairs = zip(clips, prompts, strict=True)
-        return [
-            self._looked(partial(self.cache.alignment, aligner, clip.path, clip.fps, told, clip.frames)) for clip, told in pairs
-        ]
+        return self.each(
+            [partial(self.cache.alignment, aligner, clip.path, clip.fps, told, clip.frames) for clip, told in pairs]
+        )
 
     def motion(self, clips: Iterable[Clip]) -> list[ClipMotion | None]:
         """Per clip what its optical flow says; None for clips of fewer than three frames."""
-        return [self._looked(partial(self._motion, clip)) for clip in clips]
+        return self.each([partial(self._motion, clip) for clip in clips])
 
     def thumbnails(self, clips: Iterable[Clip], aspect: float) -> list[np.ndarray]:
         """Per clip float32 [f, 32, 48, 3], of its middle in that shape (`measures.memorisation.thumbnails`)."""
-        return [self._looked(partial(self._thumbnails, clip, aspect)) for clip in clips]
+        return self.each([partial(self._thumbnails, clip, aspect) for clip in clips])
 
-    def _looked(self, look: Callable[[], _T]) -> _T:
+    def each(self, looks: Sequence[Callable[[], _T]]) -> list[_T]:
+        """What each look finds, counted."""
+        return self.share([partial(self._counted, look) for look in looks])
+
+    def _counted(self, look: Callable[[], _T]) -> _T:
         found = look()
         self.step()
         return found

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from mochi_lora.evaluation.footage import Share, alone
 from mochi_lora.evaluation.results import BandLoss, Interval, Missing
 from mochi_lora.evaluation.statistics import RESAMPLES, bootstrap_interval
 from mochi_lora.model.transformer import VelocityModel
@@ -29,12 +31,13 @@ def band_losses(
     without_adapter: Callable[[], AbstractContextManager[None]],
     resamples: int = RESAMPLES,
     on_clip: Callable[[], None] = lambda: None,
+    share: Share = alone,
 ) -> tuple[BandLoss, ...] | Missing:
     """Losses at the middles of `bands` equal parts of (0, 1), with 95 % bootstrap intervals over clips.
 
     `model` is measured as it stands, and again inside `without_adapter`, on the same clips with the same noise; `on_clip` is
-    called after each of the 2 * (held out + training) measurements. Choose fewer entries of `training` for speed. Missing
-    when either source has fewer than two clips.
+    called after each of the 2 * (held out + training) measurements that `share` leaves to this process. Choose fewer entries
+    of `training` for speed. Missing when either source has fewer than two clips.
     """
     for name, source in (("held-out", held_out), ("training", training)):
         if (count := len(source.entries)) < 2:
@@ -42,7 +45,7 @@ def band_losses(
             return Missing("losses", f"{because}; see data.validation_fraction")
 
     def measured() -> Sides:
-        return Sides(_table(model, held_out, bands, on_clip), _table(model, training, bands, on_clip))
+        return Sides(_table(model, held_out, bands, on_clip, share), _table(model, training, bands, on_clip, share))
 
     adapter = measured()
     with without_adapter():
@@ -70,9 +73,10 @@ def from_tables(base: Sides, adapter: Sides, seed: int, resamples: int = RESAMPL
     )
 
 
-def _table(model: VelocityModel, source: SampleSource, bands: int, on_clip: Callable[[], None]) -> np.ndarray:
-    rows = []
-    for item in range(len(source.entries)):
-        rows.append(clip_losses(model, source, item, bands))
+def _table(model: VelocityModel, source: SampleSource, bands: int, on_clip: Callable[[], None], share: Share) -> np.ndarray:
+    def row(item: int) -> list[float]:
+        found = clip_losses(model, source, item, bands)
         on_clip()
-    return np.array(rows, dtype=np.float64)
+        return found
+
+    return np.array(share([partial(row, item) for item in range(len(source.entries))]), dtype=np.float64)

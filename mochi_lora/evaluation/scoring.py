@@ -73,13 +73,22 @@ def score(
     return scores
 
 
-def _had(scores: Scores, role: str, measures: Sequence[str], load: Callable[[], _Network]) -> _Network | None:
-    """What `load` gives, noted under its role; None, noted as missing, where it cannot be had."""
+def _had(scores: Scores, footage: Footage, role: str, measures: Sequence[str], load: Callable[[], _Network]) -> _Network | None:
+    """What `load` gives, noted under its role; None, noted as missing, where the first process cannot have it.
+
+    Raises UserError where only another one cannot: it would owe the first its share.
+    """
+    network, refusal = None, None
     try:
         network = load()
     except UserError as error:
-        console.print(f"not measured ({role}): {error}", style="yellow", markup=False)
-        scores.missing += [Missing(measure, str(error)) for measure in measures]
+        refusal = error
+    (first,) = footage.share([lambda: refusal])
+    if first is None and refusal is not None:
+        raise refusal
+    if first is not None or network is None:
+        console.print(f"not measured ({role}): {first}", style="yellow", markup=False)
+        scores.missing += [Missing(measure, str(first)) for measure in measures]
         return None
     scores.backbones[role] = network.name
     if not network.comparable:
@@ -110,7 +119,7 @@ def _motion(scores: Scores, footage: Footage) -> None:
 def _subject(scores: Scores, cells: Sequence[Cell], footage: Footage, backbones: BackbonesConfig, device: str) -> None:
     """Subject consistency of each clip; content drift from the base; diversity among the seeds of a prompt."""
     measures = ("quality.subject_consistency", "drift.content", "diversity")
-    encoder = _had(scores, "subject", measures, partial(load_image_encoder, backbones.subject, device))
+    encoder = _had(scores, footage, "subject", measures, partial(load_image_encoder, backbones.subject, device))
     if encoder is None:
         return
     embedded = dict(zip(scores.clips, footage.embed(encoder, scores.clips.values()), strict=True))
@@ -170,7 +179,8 @@ def _siblings(cell: Cell) -> tuple[str, str, str, float]:
 
 def _background(scores: Scores, references: Sequence[Clip], footage: Footage, backbones: BackbonesConfig, device: str) -> None:
     measure = "quality.background_consistency"
-    encoder = _had(scores, "background", (measure, "style.distance"), partial(load_image_encoder, backbones.background, device))
+    load = partial(load_image_encoder, backbones.background, device)
+    encoder = _had(scores, footage, "background", (measure, "style.distance"), load)
     if encoder is None:
         return
     scores.background = dict(zip(scores.clips, footage.embed(encoder, scores.clips.values()), strict=True))
@@ -191,7 +201,7 @@ def _style(scores: Scores, references: Sequence[Clip], footage: Footage, backbon
         if not references:
             scores.missing.append(Missing(measure, "there are no reference clips: give evaluation.references or data.clips"))
             continue
-        encoder = _had(scores, role, (measure,), partial(load_style, name, device))
+        encoder = _had(scores, footage, role, (measure,), partial(load_style, name, device))
         if encoder is None:
             continue
         shown = np.concatenate(footage.embed(encoder, references))
@@ -209,14 +219,14 @@ def _alignment(scores: Scores, cells: Sequence[Cell], footage: Footage, backbone
         if name is None:
             continue
         measures = (measure, *_places(measure))
-        aligner = _had(scores, role, measures, partial(load_aligner, name, device))
+        aligner = _had(scores, footage, role, measures, partial(load_aligner, name, device))
         if aligner is not None:
             _ranked(scores, measure, _aligned(scores, footage, aligner, measure, told))
     if backbones.text is backbones.video_text is None:
         because = "backbones.text and backbones.video_text are null: set one of them"
         scores.missing.append(Missing("align.video", because))
     if backbones.judge is not None:
-        judge = _had(scores, "judge", ("align.judge",), partial(load_vision_language_judge, backbones.judge, device))
+        judge = _had(scores, footage, "judge", ("align.judge",), partial(load_vision_language_judge, backbones.judge, device))
         if judge is not None:
             _aligned(scores, footage, judge, "align.judge", {video: row[:1] for video, row in told.items()})
 
@@ -254,7 +264,7 @@ def _aligned(
 def _aesthetic(scores: Scores, footage: Footage, path: Path, device: str) -> None:
     measure = "quality.aesthetic"
     head = load_aesthetic_head(path)  # a path that somebody wrote: an error, not a gap
-    encoder = _had(scores, "aesthetic", (measure,), partial(load_image_encoder, TOWER, device))
+    encoder = _had(scores, footage, "aesthetic", (measure,), partial(load_image_encoder, TOWER, device))
     if encoder is None:
         return
     for video, frames in zip(scores.clips, footage.embed(encoder, scores.clips.values()), strict=True):

@@ -13,14 +13,10 @@ from typing import Self
 import torch
 import torch.distributed as dist
 
-from mochi_lora.errors import UserError
+from mochi_lora.engine.heartbeat import PeerGoneError, is_peer_error
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ECHO_SECONDS = 2.0  # a launcher passes on what the terminal or the scheduler has sent us already
-
-
-class PeerGoneError(UserError):
-    """Another rank did not answer: nothing was saved, the last checkpoint stands."""
 
 
 class StopFlag:
@@ -106,8 +102,7 @@ def lost_peer_named(minutes: float) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # gloo has no error class of its own; its messages carry the place in its sources.
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        if not is_peer_error(error):
             raise
         message = (
             f"another process of this run is gone, or did not answer within train.peer_timeout_minutes={minutes:g} ({error}); "
