@@ -26,7 +26,9 @@ COPY pyproject.toml README.md LICENSE NOTICE train.py ./
 COPY configs ./configs
 COPY data_prep ./data_prep
 COPY mochi_lora ./mochi_lora
-RUN python -m pip install --no-cache-dir -c constraints.txt --no-build-isolation '.[demo]'
+# For H100, H200 or B200: --build-arg EXTRAS=demo,flash4
+ARG EXTRAS=demo
+RUN python -m pip install --no-cache-dir -c constraints.txt --no-build-isolation ".[${EXTRAS}]"
 
 # Models apart from work: they are the same for everybody, and large. /data is where a configuration's relative paths (clips,
 # cache, runs) begin. No volumes below it: they would hide the folders of a /data that is mounted.

@@ -1,91 +1,157 @@
-"""Seconds and memory of encoding and decoding one clip with the full-size VAE, random weights; one JSON line per case.
+"""Seconds and memory of what `mochi-lora encode` does, full size, random weights; one JSON line per case.
 
-    python benchmarks/encode.py                                # 37, 85 and 163 frames, both ways, diffusers and ours
-    python benchmarks/encode.py --frames 163 --memory-cap-gib 23 --implementation mochi-lora
+    python benchmarks/encode.py                                # clips, latents, a folder of films, captions
+    python benchmarks/encode.py --what encode --frames 163 --memory-cap-gib 23
+    python benchmarks/encode.py --what folder --films 1280x720 1920x1080 --clips 24
 
-`diffusers` is the yardstick: its own layers, whole clips, float32 weights under autocast to encode and bf16 weights to
-decode, mended as in `mochi_lora.model.vae_upstream` so that both compute the same function. `difference` is ours from the
-yardstick's (relative, L2), `error` each one's from our float32 result (with --exact). No text encoder is loaded. Predictions
-and outcomes belong into benchmarks/LOG.md.
+`encode` and `decode`: one clip that lies on the device, ours and `diffusers`, the yardstick: its own layers, whole clips,
+float32 weights under autocast to encode and bf16 weights to decode, mended as in `mochi_lora.model.vae_upstream` so that both
+compute the same function. `difference` is between the two (relative, L2), in the line of whichever came second;
+`error_from_fp32` each one's from our float32 result (with --exact). `folder` and `text`: `encode_work.py`. A case that runs
+out of memory or fails is a line with its error. Predictions and outcomes belong into benchmarks/LOG.md.
 """
 
 import argparse
-import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKLMochi
+from train_step import GIB, RESULTS, STOCK, append, cap_memory
 
 from mochi_lora.model.vae import CHUNK_ELEMENTS, MochiVae
 from mochi_lora.model.vae_upstream import mend
 from mochi_lora.spec import TRAINED_HEIGHT, TRAINED_WIDTH, Bucket
 
-RESULTS = Path(__file__).parent / "results" / "encode.jsonl"
-What = Literal["encode", "decode"]
 Work = Callable[[torch.Tensor], torch.Tensor]
+OURS = "mochi-lora"
 
 
 def main() -> None:
-    """Run every (task, implementation, frames) case; one VAE is on the device at a time."""
+    """Run every case; one model is on the device at a time."""
     arguments = _arguments()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if arguments.memory_cap_gib and device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory / 2**30
-        torch.cuda.set_per_process_memory_fraction(arguments.memory_cap_gib / total)
+    cap_memory(arguments.memory_cap_gib, device)
     torch.backends.cudnn.benchmark = arguments.cudnn_benchmark
-    buckets = [Bucket(frames, arguments.height, arguments.width) for frames in arguments.frames]
     for what in arguments.what:
-        exact = _results(_ours(arguments, what, device, "fp32"), what, buckets, device) if arguments.exact else {}
-        stock: dict[Bucket, torch.Tensor] = {}
-        for implementation in arguments.implementation:
-            ours = implementation == "mochi-lora"
-            work = _ours(arguments, what, device, arguments.precision) if ours else _stock(arguments, what, device)
-            for bucket in buckets:
-                line, result = measure(work, taken(what, bucket).to(device), arguments)
-                line |= _agreement(result, stock.get(bucket) if ours else None, exact.get(bucket))
-                if not ours:
-                    stock[bucket] = result
-                _write(arguments, {"what": what, "implementation": implementation}, bucket, line)
-            del work
-            _forget(device)
+        for line in _lines(what, arguments, device):
+            append(arguments.output, line)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _lines(what: str, arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
+    if what in ("encode", "decode"):
+        return _vae_lines(what, arguments, device)
+    import encode_work  # noqa: PLC0415 - beside this file, which it imports
+
+    return encode_work.folder_lines(arguments, device) if what == "folder" else encode_work.text_lines(arguments, device)
+
+
+def _vae_lines(what: str, arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
+    buckets = buckets_of(arguments)
+    exact = _results(_ours(arguments, what, device, "fp32"), what, buckets, device) if arguments.exact else {}
+    first: dict[Bucket, torch.Tensor] = {}
+    for implementation in arguments.implementation:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        side = _Side(arguments, what, implementation, device)
+        for bucket in buckets:
+            told = about(arguments, what, bucket, {"implementation": implementation})
+            told["plan"] |= {} if implementation == OURS else {"chunk_elements": None}
+            yield measured(told, partial(side.figures, bucket, first, exact))
+        del side
+
+
+class _Side:
+    """One implementation of a task; made when it is first measured, so that what fails then is a line's error."""
+
+    def __init__(self, arguments: argparse.Namespace, what: str, implementation: str, device: torch.device) -> None:
+        self._arguments, self._what, self._implementation, self._device = arguments, what, implementation, device
+        self._work: Work | None = None
+
+    def figures(self, bucket: Bucket, first: dict[Bucket, torch.Tensor], exact: dict[Bucket, torch.Tensor]) -> dict[str, Any]:
+        """The measured fields of a line; `first` takes the result of whichever implementation comes first."""
+        if self._work is None:
+            self._work = self._made()
+        line, result = measure(self._work, taken(self._what, bucket).to(self._device), self._arguments)
+        agreement = {
+            "difference": _distance(result, first.get(bucket)),
+            "error_from_fp32": _distance(result, exact.get(bucket)),
+        }
+        first.setdefault(bucket, result)
+        return line | agreement | {"tokens_per_second": bucket.tokens / line["clip_seconds"]["median"]}
+
+    def _made(self) -> Work:
+        if self._implementation == OURS:
+            return _ours(self._arguments, self._what, self._device, self._arguments.precision)
+        return _stock(self._arguments, self._what, self._device)
+
+
+def buckets_of(arguments: argparse.Namespace) -> list[Bucket]:
+    """The shapes asked for."""
+    return [Bucket(frames, arguments.height, arguments.width) for frames in arguments.frames]
+
+
+def measured(told: dict[str, Any], figures: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A whole line; what `figures` fails with is recorded instead of them."""
+    try:
+        return told | figures()
+    except (torch.OutOfMemoryError, RuntimeError, NotImplementedError) as error:
+        return told | {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
 
 
 def measure(work: Work, clip: torch.Tensor, arguments: argparse.Namespace) -> tuple[dict[str, Any], torch.Tensor]:
     """Warm up, then time one clip after the other; the device is waited for at the end of each."""
     cuda = clip.is_cuda
-    seconds, peaks, result = [], (0, 0), torch.empty(0)
+    seconds, result = [], torch.empty(0)
     for number in range(arguments.warmup + arguments.steps):
-        if cuda and number == arguments.warmup:
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()  # what compilation and the choice of kernels took is not a clip's
-            torch.cuda.reset_peak_memory_stats()
+        if number == arguments.warmup:
+            forget_peaks(clip.device)  # what compilation and the choice of kernels took is not a clip's
         result = torch.empty(0)  # the last one's memory is not this one's
         start = time.perf_counter()
         result = work(clip)
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    if cuda:
-        peaks = (torch.cuda.max_memory_reserved(), torch.cuda.max_memory_allocated())
     timed = seconds[arguments.warmup :]
     line = {
-        "clip_seconds": {"min": min(timed), "median": statistics.median(timed), "max": max(timed)},
+        "clip_seconds": spread(timed),
         "first_clip_seconds": seconds[0],
         "steps": len(timed),
-        "peak_gib": peaks[0] / 2**30 if cuda else None,
-        "allocated_gib": peaks[1] / 2**30 if cuda else None,
+        **peaks(clip.device),
         "finite": bool(torch.isfinite(result).all()),
     }
     return line, result.cpu()
 
 
-def taken(what: What, bucket: Bucket) -> torch.Tensor:
+def spread(seconds: list[float]) -> dict[str, float]:
+    """Of the timed runs."""
+    return {"min": min(seconds), "median": statistics.median(seconds), "max": max(seconds)}
+
+
+def forget_peaks(device: torch.device) -> None:
+    """`peaks` says what comes after."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peaks(device: torch.device) -> dict[str, float | None]:
+    """The most memory since `forget_peaks`."""
+    if device.type != "cuda":
+        return {"peak_gib": None, "allocated_gib": None}
+    return {"peak_gib": torch.cuda.max_memory_reserved() / GIB, "allocated_gib": torch.cuda.max_memory_allocated() / GIB}
+
+
+def taken(what: str, bucket: Bucket) -> torch.Tensor:
     """What the task takes: noise, the same for everybody."""
     generator = torch.Generator().manual_seed(bucket.frames)
     if what == "encode":
@@ -93,14 +159,17 @@ def taken(what: What, bucket: Bucket) -> torch.Tensor:
     return torch.randn(bucket.latent_shape, generator=generator)
 
 
-def _results(work: Work, what: What, buckets: list[Bucket], device: torch.device) -> dict[Bucket, torch.Tensor]:
-    found = {bucket: work(taken(what, bucket).to(device)).cpu() for bucket in buckets}
-    _forget(device)
-    return found
+def _results(work: Work, what: str, buckets: list[Bucket], device: torch.device) -> dict[Bucket, torch.Tensor]:
+    return {bucket: work(taken(what, bucket).to(device)).cpu() for bucket in buckets}
 
 
-def _ours(arguments: argparse.Namespace, what: What, device: torch.device, precision: Literal["bf16", "fp32"]) -> Work:
-    vae = MochiVae(_module(arguments).to(device), precision=precision, chunk_elements=arguments.chunk)
+def our_vae(arguments: argparse.Namespace, device: torch.device, precision: Literal["bf16", "fp32"]) -> MochiVae:
+    """As `encode` runs it."""
+    return MochiVae(_module(arguments).to(device), precision=precision, chunk_elements=arguments.chunk)
+
+
+def _ours(arguments: argparse.Namespace, what: str, device: torch.device, precision: Literal["bf16", "fp32"]) -> Work:
+    vae = our_vae(arguments, device, precision)
     if what == "decode":
         return vae.decode
 
@@ -111,7 +180,7 @@ def _ours(arguments: argparse.Namespace, what: What, device: torch.device, preci
     return encode
 
 
-def _stock(arguments: argparse.Namespace, what: What, device: torch.device) -> Work:
+def _stock(arguments: argparse.Namespace, what: str, device: torch.device) -> Work:
     module = _module(arguments).to(device)
     mend(module)
     low = arguments.precision == "bf16"
@@ -143,45 +212,35 @@ def _module(arguments: argparse.Namespace) -> AutoencoderKLMochi:
         return AutoencoderKLMochi(**small).requires_grad_(requires_grad=False).eval()
 
 
-def _agreement(result: torch.Tensor, stock: torch.Tensor | None, exact: torch.Tensor | None) -> dict[str, float | None]:
-    def relative(expected: torch.Tensor | None) -> float | None:
-        return None if expected is None else float((result - expected).norm() / expected.norm())
-
-    return {"difference": relative(stock), "error": relative(exact)}
+def _distance(result: torch.Tensor, expected: torch.Tensor | None) -> float | None:
+    return None if expected is None else float((result - expected).norm() / expected.norm())
 
 
-def _write(arguments: argparse.Namespace, case: dict[str, str], bucket: Bucket, line: dict[str, Any]) -> None:
-    about = {
+def about(arguments: argparse.Namespace, what: str, bucket: Bucket | None, more: dict[str, Any]) -> dict[str, Any]:
+    """The fields that every line has: what ran, and on what. `more` may replace parts of the plan."""
+    plan = {"precision": arguments.precision, "chunk_elements": arguments.chunk, "cudnn_benchmark": arguments.cudnn_benchmark}
+    return {
         "benchmark": "encode",
-        **case,
+        "what": what,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none (CPU)",
         "world_size": 1,
-        "frames": bucket.frames,
-        "height": bucket.height,
-        "width": bucket.width,
-        "precision": arguments.precision,
-        "chunk_elements": arguments.chunk if case["implementation"] == "mochi-lora" else None,
-        "cudnn_benchmark": arguments.cudnn_benchmark,
+        "frames": bucket.frames if bucket else None,
+        "height": bucket.height if bucket else None,
+        "width": bucket.width if bucket else None,
+        "plan": plan,
         "memory_cap_gib": arguments.memory_cap_gib,
         "channels": arguments.channels,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "diffusers", "av")},
+        **more,
     }
-    versions = {"python": platform.python_version()} | {name: version(name) for name in ("torch", "diffusers")}
-    text = json.dumps(about | line | {"versions": versions})
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.output.open("a") as stream:
-        stream.write(text + "\n")
-    print(text, flush=True)
-
-
-def _forget(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", nargs="+", choices=("encode", "decode"), default=["encode", "decode"])
-    parser.add_argument("--implementation", nargs="+", choices=("diffusers", "mochi-lora"), default=["diffusers", "mochi-lora"])
+    whats = ("encode", "decode", "folder", "text")
+    parser.add_argument("--what", nargs="+", choices=whats, default=list(whats))
+    # Ours first: under a cap the yardstick runs out, and what it leaves behind is nobody else's trouble.
+    parser.add_argument("--implementation", nargs="+", choices=(OURS, STOCK), default=[OURS, STOCK])
     parser.add_argument("--frames", type=int, nargs="+", default=[37, 85, 163])
     parser.add_argument("--height", type=int, default=TRAINED_HEIGHT)
     parser.add_argument("--width", type=int, default=TRAINED_WIDTH)
@@ -191,9 +250,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--exact", action="store_true", help="also the error from float32: slow, nothing of it is timed")
     parser.add_argument("--warmup", type=int, default=1, help="untimed clips of each shape")
     parser.add_argument("--steps", type=int, default=3, help="timed clips")
+    parser.add_argument(
+        "--films", nargs="+", default=["1280x720", "1920x1080"], metavar="WxH", help="folder: sizes of the films"
+    )
+    parser.add_argument("--clips", type=int, default=24, help="folder: films of each size; text: captions")
+    parser.add_argument("--read-ahead", type=int, help="folder: encode.read_ahead")
+    parser.add_argument("--text-batch", type=int, nargs="+", default=[8], help="text: encode.text_batch")
+    parser.add_argument("--text-width", type=int, help="text: T5's, to try it out")
     parser.add_argument("--memory-cap-gib", type=float, help="torch.cuda.set_per_process_memory_fraction for the whole run")
     parser.add_argument("--channels", type=int, help="width of every level, one layer each, to try it out")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULTS / "encode.jsonl")
     return parser.parse_args()
 
 

@@ -6,54 +6,41 @@
 
 A step is the product's own: both velocities, guidance, Euler update. `--stock` adds the yardstick: diffusers' model and
 processor, one batch of both prompts, latents in bf16, its scheduler, a PEFT adapter in the model's dtype. `fused` puts the
-adapter into the weights first. `--whole` makes one video instead, from prompt embeddings to mp4, under the plan that the engine
-chooses for what is free (T5 is not loaded: `sample` drops it before anything else is). Cases of one model share it.
+adapter into the weights first. `--whole` makes one video instead, text to mp4 (`whole_video.py`), under the plan that the
+engine chooses for what is free, or under --plan. Cases of one model share it.
 """
 
 import argparse
-import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import pairwise, repeat
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKLMochi, FlowMatchEulerDiscreteScheduler
+import whole_video
+from diffusers import FlowMatchEulerDiscreteScheduler
 from peft.tuners.lora import LoraLayer
-from train_step import GIB, RESULTS, STOCK, Bench, Case, about, append, argument_parser, cap_memory, run_cases, say
+from train_step import RESULTS, STOCK, Bench, Case, about, append, argument_parser, run_cases
 from train_step import cases as training_cases
 from train_step import model_of as model_of_training
 
-from mochi_lora.commands.workloads import film_work
-from mochi_lora.config.engine import EngineConfig
 from mochi_lora.config.schedule import linear_quadratic_schedule
-from mochi_lora.config.schema import Config, SampleConfig
 from mochi_lora.data.samples import TextEmbedding
 from mochi_lora.engine.cards import card_of
 from mochi_lora.engine.footprint import predict_memory
 from mochi_lora.engine.pace import seconds_per_guided_step
-from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.precision import compute_dtype
-from mochi_lora.engine.resolve import resolve_plan
-from mochi_lora.engine.swap import home_of
 from mochi_lora.engine.workload import Films, ModelSize, Workload
 from mochi_lora.inference.generate import condition, conditions
-from mochi_lora.inference.live import LiveSampler
 from mochi_lora.inference.sampler import draw_noise, sample_latents
-from mochi_lora.inference.video import write_mp4
 from mochi_lora.model.transformer import VelocityModel
-from mochi_lora.model.vae import MochiVae
-from mochi_lora.model.weights import random_transformer
 from mochi_lora.spec import TEXT_TOKENS as MOST_TOKENS
 from mochi_lora.spec import Bucket
 from mochi_lora.training.trial import TEXT_TOKENS, Step
 
 GUIDANCE: dict[str, tuple[Literal["one", "two"], ...]] = {"one_batch": ("one",), "two_passes": ("two",), "both": ("two", "one")}
 _SCALE, _STEPS = 6.0, 64
-_PARTS = ("denoising", "decoding", "writing")
 
 
 @dataclass(frozen=True)
@@ -68,8 +55,8 @@ def main() -> None:
     arguments = parsed()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.whole:
-        for frames in arguments.frames:
-            append(arguments.output, whole(arguments, Bucket(frames, arguments.height, arguments.width), device))
+        for line in whole_video.lines(arguments, device):
+            append(arguments.output, line)
         return
     run_cases(SampleBench, cases(arguments, device), _model_of, arguments, device)
 
@@ -106,23 +93,15 @@ class SampleBench(Bench):
         return found | {"latents_mean_square": found.pop("losses")[-1]}
 
     def _steps(self, case: Case, folder: Path, count: int) -> Iterator[Step]:  # noqa: ARG002 - nothing is cached on disk
-        latents = draw_noise(0, (1, *case.bucket.latent_shape)).to(self._device)
-        prompt, null = _prompts(self._transformer.config.text_embed_dim)
         if case.trainer == STOCK:
+            latents = draw_noise(0, (1, *case.bucket.latent_shape)).to(self._device)
+            prompt, _ = _prompts(self._transformer.config.text_embed_dim)
             self._transformer.to(compute_dtype(case.plan.precision))  # what we keep in float32 as well
             return repeat(self._stock_step(latents, prompt), count)
         if self._model is None or self._model.plan != case.plan:
             torch.compiler.reset()
             self._model = VelocityModel(self._transformer, case.plan).eval()
-        model, sigmas = self._model, linear_quadratic_schedule(_STEPS)[:2]
-        told, untold = condition(model, prompt), condition(model, null)
-        both = conditions(model, prompt, null) if case.plan.guidance_passes == "one" else None
-
-        def step() -> tuple[torch.Tensor, int]:
-            after = sample_latents(told, untold, latents, sigmas, [_SCALE], both=both)
-            return after.square().mean(), 2 * case.bucket.tokens
-
-        return repeat(step, count)
+        return repeat(guided_step(self._model, case.bucket), count)
 
     def _stock_step(self, latents: torch.Tensor, prompt: TextEmbedding) -> Step:
         """The loop body of `MochiPipeline` (diffusers 0.42.1)."""
@@ -160,56 +139,19 @@ class SampleBench(Bench):
         }
 
 
-def whole(arguments: argparse.Namespace, bucket: Bucket, device: torch.device) -> dict[str, Any]:
-    """One video as `sample` makes it, of a few denoising steps: seconds of each part, and the worst memory of all."""
-    cap_memory(arguments.memory_cap_gib, device)
-    dimensions = {"num_layers": arguments.layers, "num_attention_heads": arguments.heads}
-    shape = {"frames": bucket.frames, "height": bucket.height, "width": bucket.width}
-    sample = SampleConfig(**shape, steps=max(2, arguments.steps))
-    work = Workload(ModelSize.of(dimensions), bucket, 1, 1, None, film_work(Config(sample=sample)))
-    plan = resolve_plan(EngineConfig(), work).plan
-    say(f"whole {bucket}: {plan}")
-    told = about("sample_step", bucket, plan, arguments)
-    told |= {"sampler": "mochi-lora, embeddings to mp4", "adapter": "none", "memory_cap_gib": arguments.memory_cap_gib}
-    try:
-        return told | _filmed(arguments, sample, plan, dimensions, device)
-    except RuntimeError as error:  # out of memory is one
-        return told | {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+def guided_step(model: VelocityModel, bucket: Bucket) -> Step:
+    """The product's own, from the same noise each time: both velocities, guidance, Euler update."""
+    latents = draw_noise(0, (1, *bucket.latent_shape)).to(model.device)
+    prompt, null = _prompts(model.transformer.config.text_embed_dim)
+    sigmas = linear_quadratic_schedule(_STEPS)[:2]
+    told, untold = condition(model, prompt), condition(model, null)
+    both = conditions(model, prompt, null) if model.plan.guidance_passes == "one" else None
 
+    def step() -> tuple[torch.Tensor, int]:
+        after = sample_latents(told, untold, latents, sigmas, [_SCALE], both=both)
+        return after.square().mean(), 2 * bucket.tokens
 
-def _filmed(
-    arguments: argparse.Namespace, sample: SampleConfig, plan: Plan, dimensions: dict[str, int], device: torch.device
-) -> dict[str, Any]:
-    home = partial(home_of, depth=arguments.layers, plan=plan) if plan.block_swap else None
-    transformer = random_transformer(dimensions, device=device, precision=plan.precision, home=home)
-    small = {"decoder_block_out_channels": (arguments.channels,) * 4} if arguments.channels else {}
-    vae = MochiVae(AutoencoderKLMochi(**small).eval().to("cpu" if plan.cpu_offload else device), precision="bf16")
-    sampler = LiveSampler(VelocityModel(transformer, plan), vae, device=device, offload=plan.cpu_offload)
-    prompt, null = _prompts(transformer.config.text_embed_dim)
-    marks, steps = [time.perf_counter()], []
-    latents = sampler.latents(prompt, null, sample, 0, (), on_step=lambda *_: steps.append(_waited(device)))
-    marks.append(_waited(device))
-    frames = sampler.frames(latents)
-    marks.append(time.perf_counter())
-    with tempfile.TemporaryDirectory() as folder:
-        write_mp4(Path(folder) / "video.mp4", frames)
-    marks.append(time.perf_counter())
-    cuda = device.type == "cuda"
-    return {
-        "step_seconds": {"first": steps[0] - marks[0], "last": steps[-1] - steps[-2]},
-        "steps": sample.steps,
-        "part_seconds": {part: until - since for part, (since, until) in zip(_PARTS, pairwise(marks), strict=True)},
-        "peak_gib": torch.cuda.max_memory_reserved(device) / GIB if cuda else None,
-        "allocated_gib": torch.cuda.max_memory_allocated(device) / GIB if cuda else None,
-        "finite": bool(torch.isfinite(latents).all()),
-    }
-
-
-def _waited(device: torch.device) -> float:
-    """Now, when the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return step
 
 
 def _prompts(width: int) -> tuple[TextEmbedding, TextEmbedding]:
@@ -225,13 +167,27 @@ def _model_of(case: SampleCase) -> tuple[object, ...]:
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argument_parser(__doc__, RESULTS / "sample_step.jsonl")
-    parser.add_argument("--guidance", choices=tuple(GUIDANCE), default="both", help="one pass over both prompts, or two")
+    parser.add_argument("--guidance", choices=tuple(GUIDANCE), help="one pass over both prompts, or two (default both)")
     parser.add_argument("--adapter", nargs="+", choices=("attached", "fused", "none"), default=["attached"])
-    parser.add_argument("--whole", action="store_true", help="instead: one video of --steps steps, embeddings to mp4")
+    parser.add_argument("--whole", action="store_true", help="instead: one video of --steps steps, text to mp4")
     parser.add_argument("--channels", type=int, help="with --whole: width of the VAE's levels, to try it out")
+    parser.add_argument("--text-width", type=int, default=whole_video.T5_WIDTH, help="with --whole: T5's, to try it out")
     arguments = parser.parse_args()
-    arguments.plan = arguments.plan or ([] if arguments.plans else ["checkpointing=none"])
+    if arguments.whole:
+        _refuse_what_a_video_has_not(parser, arguments)
+    else:
+        arguments.guidance = arguments.guidance or "both"
+        arguments.plan = arguments.plan or ([] if arguments.plans else ["checkpointing=none"])
     return arguments
+
+
+def _refuse_what_a_video_has_not(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if "fused" in arguments.adapter:
+        parser.error("--whole with --adapter fused: a video is made with an adapter beside the weights; give attached or none")
+    if arguments.guidance:
+        parser.error("--whole with --guidance: the passes are the plan's; give --plan ...,guidance_passes=one")
+    if arguments.stock or arguments.profile:
+        parser.error("--whole with --stock or --profile: they are for single steps; leave them out")
 
 
 if __name__ == "__main__":

@@ -202,20 +202,34 @@ def profiled(steps: list[Step], device: torch.device, folder: Path, case: Case) 
         step()
     torch.cuda.synchronize(device)
     waits = host_waits(steps[2])
-    # Kernels alone: to record the host's calls as well slows the host down, and the GPU then waits for it.
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        start = time.perf_counter()
-        for step in steps[3:5]:
-            step()
-        torch.cuda.synchronize(device)
-        wall = time.perf_counter() - start
-    kernels = [event for event in profile.profiler.kineto_results.events() if "cuda" in str(event.device_type()).lower()]
-    spans = [(event.start_ns(), event.start_ns() + event.duration_ns()) for event in kernels]
+    profile, _, busy = kernels_of(lambda: [step() for step in steps[3:5]], device)
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{case.bucket}-{case.plan.precision}-{case.plan.attention}-{case.plan.checkpointing}-{case.plan.block_swap}"
     table = profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=90)
     (folder / f"{name.replace(':', '_').replace(',', '+')}.txt").write_text(table)
-    return {"gpu_idle_share": 1 - busy_seconds(spans) / wall, "host_waits_per_step": len(waits), "host_waits": waits}
+    return {"gpu_idle_share": 1 - busy, "host_waits_per_step": len(waits), "host_waits": waits}
+
+
+def kernels_of(work: Callable[[], object], device: torch.device) -> tuple[torch.profiler.profile, float, float]:
+    """What the GPU did, the seconds `work` took until all of it was done, and the share of them in which a kernel ran."""
+    # Kernels alone: to record the host's calls as well slows the host down, and the GPU then waits for it.
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        start = time.perf_counter()
+        work()
+        torch.cuda.synchronize(device)
+        wall = time.perf_counter() - start
+    kernels = [event for event in profile.profiler.kineto_results.events() if "cuda" in str(event.device_type()).lower()]
+    spans = [(event.start_ns(), event.start_ns() + event.duration_ns()) for event in kernels]
+    return profile, wall, busy_seconds(spans) / wall
+
+
+def running(work: Callable[[], object], device: torch.device) -> tuple[float, float | None]:
+    """Seconds that `work` takes, and on a GPU the share of them in which a kernel ran."""
+    if device.type == "cuda":
+        return kernels_of(work, device)[1:]
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start, None
 
 
 def host_waits(step: Step) -> list[str]:

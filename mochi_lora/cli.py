@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from mochi_lora import __version__, cli_adapters, cli_demo
+from mochi_lora.commands.called import Called
 from mochi_lora.config.load import dump_config, find_config, load_config
 from mochi_lora.config.problems import ConfigError, near_settings
 from mochi_lora.config.reference import json_schema, reference_yaml
@@ -96,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
     prepare = add("prepare", help="raw footage -> a table of clips: split, filter, caption")
     _add_config(prepare)
-    prepare.add_argument("--only", choices=("split", "filter"), help="one step instead of all")
+    steps = prepare.add_mutually_exclusive_group()
+    steps.add_argument("--only", choices=("split", "filter"), help="one step instead of all")
+    steps.add_argument("--encode", action="store_true", help="then encode the clips as well, once each has a caption")
     prepare.set_defaults(run=_prepare)
     caption = add("caption", help="clips -> captions, and a sheet to correct them in")
     _add_config(caption)
@@ -122,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(export)
     export.add_argument("folder", type=Path, help="folder to write: clips/, metadata.jsonl, README.md")
     export.set_defaults(run=_export)
-    tiny = add("tiny", help="write a tiny Mochi for trying things (so far with --random only)", allow_abbrev=False)
+    tiny = add("tiny", help="write a tiny Mochi for trying things", allow_abbrev=False)
     tiny.add_argument("folder", type=Path, help="folder to write, in diffusers layout")
     tiny.add_argument("--random", type=_count, metavar="SEED", help="random weights of this seed instead of the trained ones")
     tiny.set_defaults(run=_tiny)
@@ -279,6 +282,10 @@ def _loaded_or_default(arguments: argparse.Namespace) -> Config:
     return load_config(find_config(arguments.config) if arguments.config else None, arguments.overrides)
 
 
+def _called(arguments: argparse.Namespace) -> Called:
+    return Called(arguments.config, tuple(arguments.overrides))
+
+
 def _download(arguments: argparse.Namespace) -> None:
     config = _loaded_or_default(arguments)
     from mochi_lora.commands import download
@@ -297,7 +304,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
     config = _loaded(arguments)
     from mochi_lora.commands import prepare
 
-    prepare.run(config, only=arguments.only)
+    prepare.run(config, only=arguments.only, encode=arguments.encode, called=_called(arguments))
 
 
 def _caption(arguments: argparse.Namespace) -> None:
@@ -312,11 +319,11 @@ def _encode(arguments: argparse.Namespace) -> None:
     if arguments.plan:
         from mochi_lora.commands import encode_plan
 
-        encode_plan.run(config)
+        encode_plan.run(config, called=_called(arguments))
         return
     from mochi_lora.commands import encode
 
-    encode.run(config)
+    encode.run(config, called=_called(arguments))
 
 
 def _sheet(arguments: argparse.Namespace) -> None:

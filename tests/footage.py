@@ -88,6 +88,12 @@ def make_interlaced(path: Path, order: str, codec: tuple[str, ...], frames: int 
     return path
 
 
+def absurd(mp4: bytes) -> bytes:
+    """`mp4` whose header promises 2^31 entries of a table: FFmpeg then asks for 16 GiB, and says that it got none."""
+    count = mp4.index(b"stts") + 8
+    return mp4[:count] + b"\x7f\xff\xff\xff" + mp4[count + 4 :]
+
+
 def from_gray(code: int) -> int:
     """The number whose Gray code this is."""
     number = 0

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from mochi_lora.data.ahead import begun_ahead
+from mochi_lora.data.ahead import begun_ahead, threads_to_read
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3, 50])
@@ -65,3 +65,11 @@ def test_closing_drops_what_has_not_begun_and_leaves_no_thread():
     calls.close()
     assert len(begun) <= 3
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
+
+
+def test_as_many_clips_are_read_ahead_as_a_process_has_cores(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(6), raising=False)
+    assert [threads_to_read(None, processes) for processes in (1, 2, 3, 6)] == [6, 3, 2, 2]
+    assert [threads_to_read(given) for given in (0, 1, 40)] == [0, 1, 40]
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(192), raising=False)
+    assert [threads_to_read(None, processes) for processes in (1, 8, 64)] == [8, 8, 3]

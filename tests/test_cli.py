@@ -10,6 +10,7 @@ import pytest
 
 from mochi_lora import cli
 from mochi_lora.cli import main, split_overrides
+from mochi_lora.commands.called import Called
 from mochi_lora.config.requests import AdapterChoice, SampleRequest, read_prompt_lines, read_prompts
 from mochi_lora.config.schema import Config
 from mochi_lora.errors import UserError
@@ -51,7 +52,8 @@ def test_encode_hands_over_the_resolved_configuration(command, config_file):
     assert main(["encode", "--config", config_file, "--data.clips", "films", "--train.steps=400"]) == 0
     ((config,), named) = calls[0]
     assert isinstance(config, Config)
-    assert (config.run.folder, config.data.clips, config.train.steps, named) == (Path("runs/some"), Path("films"), 400, {})
+    assert (config.run.folder, config.data.clips, config.train.steps) == (Path("runs/some"), Path("films"), 400)
+    assert named == {"called": Called("some.yaml", ("--data.clips", "films", "--train.steps=400"))}
 
 
 def test_train_continues_unless_told_to_start_over(command, config_file):

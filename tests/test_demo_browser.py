@@ -15,6 +15,7 @@ from served_demo import Gate, configuration, open_session, served
 from mochi_lora.config.requests import AdapterChoice
 from mochi_lora.demo.access import USER
 from mochi_lora.demo.page import Offer, Offered
+from mochi_lora.tiny.pretrained import WEIGHTS
 
 PASSWORD = "søster"  # noqa: S105
 THERE = "!!(document.querySelector('#generate') && document.querySelector('#status'))"
@@ -254,8 +255,11 @@ def test_a_password_guards_everything_and_nothing_can_be_uploaded(offer, gate, a
         assert client.get(f"gradio_api/file={Path(__file__).resolve()}").status_code == 403
 
 
-def test_the_command_serves_until_it_is_interrupted(tiny, tmp_path):
+@pytest.mark.parametrize("model", ["random weights", "the quickstart's"])
+def test_the_command_serves_until_it_is_interrupted(tiny, tmp_path, model):
     words, _ = configuration(tiny, tmp_path)
+    if model == "the quickstart's":
+        words = ["--config", "quickstart.yaml", f"--model.base={WEIGHTS}", f"--run.folder={tmp_path}"]
     call = [sys.executable, "-m", "mochi_lora", "demo", *words, "--port", "0"]
     with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         said = []

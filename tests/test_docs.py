@@ -21,6 +21,7 @@ PLACEHOLDER = re.compile(r"\.\.\.|<[^>]*>|\b[A-Z]{4,}\b")
 BEFORE = re.compile(r"((\w+=\S* )*|docker run .* )(?=mochi-lora )")
 FILE_ENDINGS = {"json", "jsonl", "py", "safetensors", "yaml"}
 LAUNCHED = re.compile(r"(?:python|accelerate launch|torchrun)(?: --\w+ \S+)* ([\w/]+\.py)(.*)")
+AS_MODULE = re.compile(r"(?:python|torchrun(?: --[\w-]+ \S+)*) -m mochi_lora (?=\w)")
 
 
 def snippets() -> list[tuple[str, str]]:
@@ -40,7 +41,7 @@ def as_command(code: str) -> str | None:
         script = (ROOT / launched[1]).read_text(encoding="utf-8")
         handed_on = re.search(r"main\(\[(.*), \*sys\.argv\[1:\]\]\)", script)  # a benchmark is its own program
         return " ".join(["mochi-lora", *re.findall(r'"([^"]+)"', handed_on[1])]) + launched[2] if handed_on else None
-    code = BEFORE.sub("", code, count=1)
+    code = AS_MODULE.sub("mochi-lora ", BEFORE.sub("", code, count=1), count=1)
     return code if code.startswith("mochi-lora ") else None
 
 
@@ -61,6 +62,8 @@ def test_the_search_finds_commands_in_every_document():
         ("docker run --rm -v x:/data mochi-lora-cuda mochi-lora doctor", "mochi-lora doctor"),
         ("accelerate launch --num_processes 2 train.py --config a.yaml", "mochi-lora train --config a.yaml"),
         ("python data_prep/split_scenes.py --config a.yaml", "mochi-lora prepare --only split --config a.yaml"),
+        ("torchrun --nproc-per-node 2 -m mochi_lora sample --config a.yaml", "mochi-lora sample --config a.yaml"),
+        ("torchrun --nproc-per-node 2 -m mochi_lora ...", None),
         ("rsync -a clips gpu:mochi-lora/", None),
         ("docker build -t mochi-lora-cuda .", None),
     ],

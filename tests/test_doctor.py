@@ -17,8 +17,10 @@ from mochi_lora.commands import doctor_machine
 from mochi_lora.commands.doctor_machine import check_disk, check_gpu, check_kernels, check_packages, check_video
 from mochi_lora.commands.doctor_model import check_model, check_wandb
 from mochi_lora.config.load import load_config
+from mochi_lora.errors import install_command
 from mochi_lora.model.layout import FLOAT32_TENSORS
 
+ROOT = Path(__file__).parents[1]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -187,6 +189,33 @@ class FakeGpu:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         monkeypatch.setattr(torch.cuda, "mem_get_info", memory)
         monkeypatch.setattr(torch, "ones", lambda *shape, device: ones(shape))
+
+
+@pytest.mark.parametrize(("capability", "status"), [((9, 0), "warn"), ((10, 0), "warn"), ((8, 9), "ok"), ((12, 0), "ok")])
+def test_flash4_is_missed_on_the_gpus_that_it_is_for(monkeypatch, capability, status: str) -> None:
+    FakeGpu(monkeypatch, capability=capability)
+    there = metadata.version
+
+    def without(name: str) -> str:
+        if name == "flash-attn-4":
+            raise metadata.PackageNotFoundError(name)
+        return there(name)
+
+    monkeypatch.setattr(metadata, "version", without)
+    (finding,) = [item for item in check_kernels() if item.what == "flash-attn-4"]
+    assert finding.status == status
+    assert (install_command("flash4") in finding.advice) == (status == "warn")
+
+
+def test_the_gain_that_the_doctor_names_is_the_measured_one() -> None:
+    lines = [json.loads(line) for line in (ROOT / "benchmarks/results/train_step.jsonl").read_text().splitlines()]
+    wanted = {"precision": "bf16", "checkpointing": "none", "compile": True}
+    measured = {
+        line["plan"]["attention"]: f"{line['step_seconds']['median']:.2f} s"
+        for line in lines
+        if "error" not in line and line["frames"] == 37 and wanted.items() <= line["plan"].items()
+    }
+    assert f"{measured['flash4']} with it and {measured['cudnn']} with cudnn" in doctor_machine._FLASH4_GAIN
 
 
 @pytest.mark.parametrize(

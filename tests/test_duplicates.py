@@ -9,7 +9,7 @@ from scenes import scene, write
 
 from mochi_lora.config.curation import FilterConfig, SplitConfig
 from mochi_lora.curation.clip_measures import ClipMeasures
-from mochi_lora.curation.duplicates import Twin, find_twins
+from mochi_lora.curation.duplicates import Twin, compare_clips
 from mochi_lora.curation.filters import filter_clips
 from mochi_lora.curation.manifest import Clip
 from mochi_lora.curation.split import split_source
@@ -25,6 +25,30 @@ def clip(name: str, picture: int, *, bits: int = 0, shot: int = 0, seconds: floa
     hashes = (f"{picture ^ ((1 << bits) - 1):016x}",) * 8
     measures = ClipMeasures(0.0, 0.5, 3.0, sharpness, 0.0, 0.02, None, width, 360, hashes)
     return Clip(name, 0.0, seconds, "", name, shot, measures)
+
+
+def find_twins(clips: list[Clip], limit: float) -> list[Twin]:
+    return compare_clips(clips, limit).twins
+
+
+def test_the_distance_to_the_nearest_better_clip_is_told_whatever_the_limit():
+    """Not to worse ones, not within a shot, and also to one that is a twin itself."""
+    clips = [clip("a", PICTURES[0], seconds=3), clip("b", PICTURES[0], bits=3, seconds=2), clip("c", PICTURES[0], bits=5)]
+    for limit in (None, 4.0):
+        assert compare_clips(clips, limit).nearest == [None, 3.0, 2.0]
+    same_shot = [clip("a", PICTURES[0]), clip("a", PICTURES[0])]
+    assert compare_clips(same_shot, None).nearest == [None, None]
+
+
+def test_the_limit_of_duplicates_is_shown_with_what_it_was_cut_from():
+    clips = [clip(str(number), PICTURES[0], bits=number * number) for number in range(6)]
+    settings = FilterConfig(duplicate_bits=4.0, min_sharpness=None)
+    (seen,) = [one for one in filter_clips(clips, settings).distributions if one.setting == "duplicate_bits"]
+    assert (seen.threshold, seen.clips, seen.percentiles["0"], seen.percentiles["100"]) == (4.0, 5, 1.0, 9.0)
+    assert seen.refused == 2
+    assert "|" in seen.picture
+    off = filter_clips(clips, FilterConfig(duplicate_bits=None)).distributions[-1]
+    assert (off.setting, off.threshold, off.refused, off.counts) == ("duplicate_bits", None, 0, seen.counts)
 
 
 def test_a_near_copy_is_found_with_its_distance():
@@ -71,7 +95,7 @@ def test_a_refused_clip_takes_no_other_with_it():
     dark = replace(
         clip("dark", PICTURES[0], width=4000), measures=replace(clip("dark", PICTURES[0], width=4000).measures, luma=0.0)
     )
-    judged = filter_clips([dark, clip("light", PICTURES[0])], FilterConfig())
+    judged = filter_clips([dark, clip("light", PICTURES[0])], FilterConfig()).clips
     assert [one.refused and one.refused.split(":")[0] for one in judged] == ["too dark", None]
 
 
@@ -84,7 +108,7 @@ def test_a_smaller_worse_copy_of_drawn_footage_goes_and_names_its_twin(tmp_path)
     clips = []
     for path in paths:
         clips += split_source(path, survey_source(probe(path), split, lambda frames: None), split, tmp_path)[0]
-    judged = {one.file_name: one.refused for one in filter_clips(clips, FilterConfig(min_sharpness=None))}
+    judged = {one.file_name: one.refused for one in filter_clips(clips, FilterConfig(min_sharpness=None)).clips}
     assert judged["good.mp4"] is None
     assert judged["other.mp4"] is None
     assert judged["copy.mkv"].startswith("duplicate: ")

@@ -14,6 +14,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from footage import absurd
 from tiny_commands import (
     EXAMPLES,
     ROOT,
@@ -464,7 +465,7 @@ def test_when_everything_is_one_video_it_is_said_that_nothing_is_held_out(tiny, 
 def _spoiled(path: Path, how: int) -> str:
     """Make the good clip at `path` a bad one; returns a word of the reason that is expected."""
     content = path.read_bytes()
-    match how % 5:
+    match how % 6:
         case 0:
             path.write_bytes(b"")
             return "empty"
@@ -477,6 +478,9 @@ def _spoiled(path: Path, how: int) -> str:
         case 3:
             make_sound(path)
             return "holds no video"
+        case 4:
+            path.write_bytes(absurd(content))
+            return "annot allocate memory"
         case _:
             path.with_suffix(".txt").unlink()
             return "no caption"

@@ -137,6 +137,23 @@ def test_a_file_that_does_not_read_back_is_not_left_behind(films, tmp_path, monk
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_file_that_decord_reads_wrongly_is_not_handed_on(films, tmp_path, monkeypatch):
+    """With a key frame on the heels of another, at which no decoder may begin, decord2 3.4.0 shows another frame's picture."""
+    monkeypatch.setattr(room, "_LOSSLESS", {"qp": "0", "preset": "veryfast", "bf": "0"})
+    film = tmp_path / "cuts.mp4"
+    with av.open(str(film), "w") as container:
+        stream = container.add_stream("libx264rgb", rate=60, options={"qp": "0"})
+        stream.width, stream.height, stream.pix_fmt = 128, 64, "rgb24"
+        for index in range(42):
+            picture = np.full((64, 128, 3), index * 6, np.uint8)
+            picture[:, : index * 2] = 255 - index * 6
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    with pytest.raises(ClipError, match="decord reads other frames"):
+        _export(ClipSource(film, "x", 0.05), tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_a_clip_that_training_could_not_use_is_not_exported(films, tmp_path):
     with pytest.raises(ClipError, match="clip too short"):
         _export(ClipSource(films("30"), "x", 2.0, 2.2), tmp_path / "out")

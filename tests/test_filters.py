@@ -10,7 +10,7 @@ from scenes import SIZE, black, scene, title, write
 from mochi_lora.config.curation import FilterConfig, SplitConfig
 from mochi_lora.curation.bars import find_bars
 from mochi_lora.curation.clip_measures import ClipMeasures
-from mochi_lora.curation.filters import count_reasons, distributions, filter_clips
+from mochi_lora.curation.filters import count_reasons, filter_clips
 from mochi_lora.curation.manifest import Clip
 from mochi_lora.curation.split import split_source
 from mochi_lora.curation.survey import survey_source
@@ -26,7 +26,7 @@ def clip(number: int = 0, **measures) -> Clip:
 
 
 def refusal(settings: FilterConfig | None = None, **measures) -> str | None:
-    (judged,) = filter_clips([clip(**measures)], settings or FilterConfig())
+    (judged,) = filter_clips([clip(**measures)], settings or FilterConfig()).clips
     return judged.refused
 
 
@@ -58,15 +58,15 @@ def test_a_value_on_the_limit_passes_and_one_not_measured_too():
 
 def test_the_crop_of_bars_is_used_or_only_told():
     bars = (0, 90, 1280, 630)
-    (cropped,) = filter_clips([clip(bars=bars)], FilterConfig())
-    (whole,) = filter_clips([clip(bars=bars)], FilterConfig(crop_bars=False))
+    (cropped,) = filter_clips([clip(bars=bars)], FilterConfig()).clips
+    (whole,) = filter_clips([clip(bars=bars)], FilterConfig(crop_bars=False)).clips
     assert (cropped.crop, cropped.flags, cropped.refused) == (bars, ("letterbox",), None)
     assert (whole.crop, whole.flags) == (None, ("letterbox",))
 
 
 def test_each_limit_shows_what_it_was_cut_from():
     clips = [clip(number, luma=number / 10) for number in range(11)]
-    (seen,) = [one for one in distributions(clips, FilterConfig(min_luma=0.35)) if one.setting == "min_luma"]
+    (seen,) = [one for one in filter_clips(clips, FilterConfig(min_luma=0.35)).distributions if one.setting == "min_luma"]
     assert (seen.refused, seen.clips, seen.threshold) == (4, 11, 0.35)
     assert (seen.percentiles["0"], seen.percentiles["50"], seen.percentiles["100"]) == (0.0, 0.5, 1.0)
     assert sum(seen.counts) == 11
@@ -77,14 +77,14 @@ def test_each_limit_shows_what_it_was_cut_from():
 
 def test_a_limit_outside_all_values_is_marked_at_the_side():
     clips = [clip(number, motion=1.0 + number) for number in range(3)]
-    by_name = {one.setting: one for one in distributions(clips, FilterConfig(max_motion=100))}
+    by_name = {one.setting: one for one in filter_clips(clips, FilterConfig(max_motion=100)).distributions}
     assert by_name["min_motion"].picture.startswith("|")
     assert by_name["max_motion"].picture.endswith("|")
-    assert "|" not in {one.setting: one for one in distributions(clips, FilterConfig())}["max_motion"].picture
+    assert "|" not in {one.setting: one for one in filter_clips(clips, FilterConfig()).distributions}["max_motion"].picture
 
 
 def test_reasons_are_counted():
-    judged = filter_clips([clip(0), clip(1, luma=0.0), clip(2, luma=0.01), clip(3, motion=0.0)], FilterConfig())
+    judged = filter_clips([clip(0), clip(1, luma=0.0), clip(2, luma=0.01), clip(3, motion=0.0)], FilterConfig()).clips
     assert count_reasons(judged) == [("too dark", 2), ("near-static", 1)]
 
 
@@ -94,7 +94,7 @@ def test_reasons_are_counted():
 def measured(tmp_path, film: np.ndarray) -> Clip:
     path = write(tmp_path / "film.mp4", film)
     (found,), _ = split_source(path, survey_source(probe(path), SPLIT, lambda frames: None), SPLIT, tmp_path)
-    (judged,) = filter_clips([found], FilterConfig())
+    (judged,) = filter_clips([found], FilterConfig()).clips
     return judged
 
 

@@ -74,7 +74,7 @@ def test_frame_times_are_thirtieths():
 
 def _info(width: int, height: int, frames: int = 60) -> ClipInfo:
     times = tuple(_times(Fraction(30), frames))
-    return ClipInfo(Path("a.mp4"), width, height, 0, times, 1 / 30, is_image=False, backend="decord")
+    return ClipInfo(Path("a.mp4"), width, height, 0, times, 1 / 30, is_image=False)
 
 
 SOURCE = ClipSource(Path("a.mp4"), "a clip")
@@ -117,7 +117,7 @@ def test_a_small_clip_is_refused_unless_upscaling_is_asked_for():
 
 
 def test_an_image_takes_one_frame_of_the_nearest_shape():
-    image = replace(_info(1000, 1000), times=(0.0,), frame_seconds=0.0, is_image=True, backend="image")
+    image = replace(_info(1000, 1000), times=(0.0,), frame_seconds=0.0, is_image=True)
     assert str(choose_bucket(image, SOURCE, BUCKETS, upscale=False)) == "1x480x480"
     singles = [*BUCKETS, Bucket(1, 480, 848)]
     assert str(choose_bucket(image, SOURCE, singles, upscale=False)) == "1x480x848"

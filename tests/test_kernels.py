@@ -1,5 +1,6 @@
 """The attention operator as compilers and checkpointing see it, FlashAttention-4 through a stand-in, the choice of a kernel."""
 
+import re
 import sys
 import types
 
@@ -14,7 +15,7 @@ from mochi_lora.engine import flash4, kernel_choice, kernels
 from mochi_lora.engine.attention import attend, check_attention, host_lengths
 from mochi_lora.engine.kernel_choice import KernelTime, measure_kernels, resolve_attention
 from mochi_lora.engine.kernels import ATTENTION_OPS
-from mochi_lora.errors import UserError
+from mochi_lora.errors import UserError, install_command
 
 CPU = torch.device("cpu")
 B, S, H, D = 3, 12, 2, 8
@@ -169,7 +170,9 @@ def test_flash4_passes_the_check_and_a_deterministic_torch_is_obeyed(stand_in) -
 def test_flash4_without_its_package_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     monkeypatch.setattr(flash4, "_halves", flash4._halves.__wrapped__)
-    with pytest.raises(UserError, match=r'flash4 needs the package flash-attn-4.*pip install "mochi-lora\[flash4\]".*auto'):
+    with pytest.raises(
+        UserError, match=rf"flash4 needs the package flash-attn-4.*{re.escape(install_command('flash4'))}.*auto"
+    ):
         check_attention("flash4", CPU, torch.float32, 32)
 
 

@@ -87,6 +87,17 @@ def test_merging_adapters_of_two_bases_is_noted(run, adapter: Path) -> None:
     assert "base_fingerprint" not in read_provenance(Path("sum.safetensors"))
 
 
+def test_a_whole_model_given_to_convert_base_is_told_which_folder_to_give(run, tiny: Path) -> None:
+    status, _, told = run("convert", "base", tiny, "genmo", "--to", "genmo")
+    assert status == 1
+    assert f"it is a whole model: give {tiny / 'transformer'} or {tiny / 'vae'}" in told
+
+
+def test_resize_to_a_rank_that_is_no_smaller_reduces_nothing_and_says_so(run, adapter: Path) -> None:
+    status, out, _ = run("lora", "resize", adapter, "same.safetensors", "--rank", 64)
+    assert (status, "none above 64: nothing to reduce" in out, "reduced to" in out) == (0, True, False)
+
+
 def test_resize_keeps_the_layout_and_tells_the_loss(run, adapter: Path) -> None:
     run("convert", "lora", adapter, "g.safetensors", "--to", "genmo")
     status, out, _ = run("lora", "resize", "g.safetensors", "small.safetensors", "--rank", 2)

@@ -1,5 +1,6 @@
 """Sums of adapters, and adapters inside the base: the same outputs, or a measured loss."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,24 +9,38 @@ from inputs import relative, velocity
 from low_rank import product, trained
 from safetensors.torch import load_file
 
+from mochi_lora.config.schema import SampleConfig
+from mochi_lora.data.samples import TextEmbedding
 from mochi_lora.engine.plan import Plan
 from mochi_lora.errors import UserError
+from mochi_lora.inference.generate import generate_latents
 from mochi_lora.interop.base_merge import WEIGHTS, merge_into_base
 from mochi_lora.interop.factors import Factors, adapter_of, factors_of
 from mochi_lora.interop.merging import merge
 from mochi_lora.model.adapter import put, strengths
+from mochi_lora.model.tiny import TEXT_WIDTH
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import load_transformer
 
 
-def run(folder: Path, adapters: dict[str, tuple], precision: str = "fp32") -> torch.Tensor:
-    """Velocity of the transformer in `folder` with each (adapter, weight)."""
+def guided(model: VelocityModel) -> torch.Tensor:
+    """Latents of a short video: every step of it is fed by the one before."""
+    draw = torch.Generator().manual_seed(0)
+    text, null = TextEmbedding(torch.randn(5, TEXT_WIDTH, generator=draw)), TextEmbedding(torch.zeros(0, TEXT_WIDTH))
+    settings = SampleConfig(frames=7, height=32, width=48, steps=4, guidance=3)
+    return generate_latents(model, text, null, settings, 0, on_step=lambda _done, _steps: None)
+
+
+def run(
+    folder: Path, adapters: dict[str, tuple], precision: str = "fp32", what: Callable[..., torch.Tensor] = velocity
+) -> torch.Tensor:
+    """What the transformer in `folder` makes with each (adapter, weight): a velocity."""
     loaded = load_transformer(folder, device=torch.device("cpu"), precision=precision)
     model = VelocityModel(loaded.transformer, Plan("cpu", precision, "auto", "none"))
     for name, (adapter, _) in adapters.items():
         put(model.transformer, adapter, name)
     with strengths(model.transformer, list(adapters), [weight for _, weight in adapters.values()]):
-        return velocity(model)
+        return what(model)
 
 
 @pytest.fixture
@@ -60,6 +75,9 @@ def test_a_base_with_the_adapter_inside_is_base_and_adapter(pair, tiny: Path, tm
     done = merge_into_base(factors_of(pair[1]), tiny / folder, tmp_path / "merged", float32=True)
     expected = run(tiny / "transformer", {"one": (pair[1], 1.0)})
     assert relative(run(tmp_path / "merged", {}), expected) < 1e-5
+    video = run(tiny / "transformer", {"one": (pair[1], 1.0)}, what=guided)
+    assert relative(run(tmp_path / "merged", {}, what=guided), video) < 1e-5
+    assert relative(run(tiny / "transformer", {}, what=guided), video) > 0.01
     assert done.lost == 0
     assert done.linears == len(factors_of(pair[1]))
 

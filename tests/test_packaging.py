@@ -20,6 +20,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from mochi_lora import errors
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Name to install -> name to import, where they differ.
@@ -46,6 +48,26 @@ def requirements() -> list[tuple[str, str]]:
     split = [re.match(r"([A-Za-z0-9_-]+)(?:>=([\d.b]+))?$", text) for text in asked if not text.startswith("mochi-lora[")]
     assert all(split)
     return [(match[1].lower().replace("_", "-"), match[2] or "0") for match in split]
+
+
+@pytest.mark.parametrize(
+    ("checkout", "expected"),
+    [
+        (True, ["pip install -e .", "pip install -e '.[demo]'"]),
+        (False, ["pip install --upgrade mochi-lora", "pip install 'mochi-lora[demo]'"]),
+    ],
+)
+def test_what_a_message_says_to_install_is_the_checkout_where_there_is_one(tmp_path, monkeypatch, checkout, expected):
+    """A wheel has no pyproject.toml beside the package."""
+    if not checkout:
+        monkeypatch.setattr(errors, "_CHECKOUT", tmp_path / "pyproject.toml")
+    assert [errors.install_command(), errors.install_command("demo")] == expected
+
+
+def test_every_extra_that_a_message_names_is_one_of_the_project():
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "mochi_lora").rglob("*.py"))
+    named = set(re.findall(r"""install_command\(["']([\w-]+)["']\)""", text))
+    assert {"demo", "flash4", "eval-builtin", "trackio", "tensorboard"} <= named <= set(PROJECT["optional-dependencies"])
 
 
 def as_numbers(version: str) -> tuple[int, ...]:

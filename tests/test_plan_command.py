@@ -61,6 +61,9 @@ def test_a_measured_gpu_gets_figures_and_one_pick(mochi, capsys):
 
 @pytest.mark.usefixtures("no_weights")
 def test_a_gpu_nobody_measured_is_an_estimate_with_its_range(mochi, capsys):
+    text = told(capsys, "--config", mochi, "--gpu", "RTX 3060")
+    assert re.search(r"price +none known for RTX 3060; --price gives yours", text)
+    assert "$" not in text
     text = told(capsys, "--config", mochi, "--gpu", "RTX 3090", "--price", "2")
     assert "an estimate from its datasheet: nobody measured this GPU" in text
     (row,) = [line for line in text.splitlines() if "pick " in line]
@@ -125,6 +128,23 @@ def test_several_gpus_get_a_plan_for_each_and_the_ways_to_share_them(mochi, caps
     assert sent[0] == pytest.approx(0.13, abs=0.05)
     (pick,) = [line.split("│")[-4:-1] for line in plans.splitlines() if "pick " in line]
     assert float(pick[2]) == pytest.approx(8 * 2 * float(pick[1]), abs=1)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_ways_that_would_not_start_are_told_with_the_setting_to_change(mochi, capsys):
+    words = ("--config", mochi, "--gpu", "H200", "--gpus", "8", "--data.buckets", "[163x480x848]")
+    text = told(capsys, *words).split("ways to share")[1]
+    assert "│ data:2,context:4 " not in text
+    for layout, size in (("data:2,context:4", 4), ("context:8", 8), ("context:8,shard:8", 8)):
+        (line,) = [line for line in text.splitlines() if line.startswith(f"refused  {layout}: ")]
+        assert f"context:{size} does not divide the 11130 visual tokens of 37x480x848; take one of 1, 2, 3, 6" in line
+        assert "only the videos of sample are 37x480x848 (frames, height, width): as 163x480x848, like the clips" in line
+    mended = told(capsys, *words, "--sample.frames", "163").split("ways to share")[1]
+    assert "refused" not in mended
+    assert "│ context:8 " in mended
+    clips = told(capsys, *words[:-1], "[37x480x848]").split("ways to share")[1]
+    assert "refused  context:8: engine.parallel: context:8 does not divide the 11130" in clips
+    assert "only the videos" not in clips
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scenes import black, scene, write
+from footage import absurd
+from scenes import black, faded, scene, write
 
 from mochi_lora.cli import main
 from mochi_lora.curation import footage as footage_room
@@ -92,17 +95,62 @@ def test_all_steps_run_in_turn_and_the_next_command_is_named(work, monkeypatch, 
     folder, words = work
     seen = []
 
-    def run(config):
-        seen.append(len(rows(config.prepare.folder / "clips.jsonl")))
+    def run(_, *, clips):
+        seen.append(len(rows(clips)))
 
     caption = types.ModuleType("mochi_lora.commands.caption")
     caption.run = run
     monkeypatch.setitem(sys.modules, caption.__name__, caption)
     monkeypatch.setattr("mochi_lora.commands.caption", caption, raising=False)
-    assert main(["prepare", *words]) == 0
+    (folder / "elsewhere").mkdir()
+    elsewhere = ("--caption.clips", str(folder / "elsewhere"))  # for `mochi-lora caption`: not what was just prepared
+    table = folder / "prepared/clips.jsonl"
+
+    def told(*more):
+        assert main(["prepare", *words, *elsewhere, *more]) == 0
+        return capsys.readouterr().out.strip().splitlines()[-1]
+
+    typed = shlex.join([*words, *elsewhere])
+    assert told() == f"next     mochi-lora encode {typed} --data.clips {table}"
     assert seen == [4]
-    last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert last == f"next     mochi-lora encode --config <the same file> --data.clips {folder}/prepared/clips.jsonl"
+    assert told("--data.clips", str(table)) == f"next     mochi-lora encode {typed} --data.clips {table}"
+    mix = f"[{{clips: {table}, trigger: chalk style}}]"
+    assert told("--data.mix", mix) == f"next     mochi-lora encode {typed} --data.mix {shlex.quote(mix)}"
+    assert told("--data.mix", "[{clips: other}]") == f"next     add {{clips: {table}}} to data.mix; then mochi-lora encode"
+    assert main(["prepare", "--only", "split", *words]) == 0
+    told_after = capsys.readouterr().out.strip().splitlines()[-1]
+    assert told_after.startswith(f"next     mochi-lora prepare --only filter {shlex.join(words)}   (or ")
+
+
+def test_encoding_follows_at_once_where_every_clip_has_a_caption(work, monkeypatch, capsys):
+    folder, words = work
+    without, encoded = 2, []
+    for name, run in (
+        ("caption", lambda _, *, clips: without),
+        ("encode", lambda config, **_: encoded.append(config.data.clips)),
+    ):
+        module = types.ModuleType(f"mochi_lora.commands.{name}")
+        module.run = run
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(module.__name__, module, raising=False)
+    assert main(["prepare", "--encode", *words]) == 1
+    assert "2 clips of" in capsys.readouterr().err
+    assert encoded == []
+    without = 0
+    assert main(["prepare", "--encode", *words]) == 0
+    assert encoded == [folder / "prepared/clips.jsonl"]
+    assert main(["prepare", "--encode", *words, "--data.mix", "[{clips: other}]"]) == 1
+    assert "data.mix has no entry for" in capsys.readouterr().err
+
+
+def test_clips_too_short_for_every_bucket_are_refused_before_anything_is_decoded(work, capsys):
+    folder, words = work
+    long = [*words, "--data.buckets", "[163x480x848, 85x480x848]"]
+    assert main(["prepare", *long, "--split.frames", "37"]) == 1
+    assert "split.frames to 85 or more" in capsys.readouterr().err
+    assert not (folder / "prepared").exists()
+    mix = f"[{{clips: {folder / 'prepared/clips.jsonl'}, buckets: [85x480x848]}}]"
+    assert main(["prepare", *words, "--data.mix", mix, "--split.frames", "37"]) == 1
 
 
 def test_a_second_run_decodes_nothing_and_writes_the_same(work, monkeypatch):
@@ -131,6 +179,99 @@ def test_captions_survive_a_second_filtering(work):
     table.write_text("{half a line")
     assert main(["prepare", "--only", "filter", *words]) == 1
     assert table.read_text() == "{half a line"
+
+
+def captioned(table: Path) -> dict[tuple, str]:
+    """Writes a caption for each clip of the table, as a person does; what was written."""
+    written = [{**row, "text": f"caption {number}"} for number, row in enumerate(rows(table))]
+    table.write_text("".join(json.dumps(row) + "\n" for row in written))
+    return texts(table)
+
+
+def texts(table: Path) -> dict[tuple, str]:
+    return {(row["file_name"], row["start"]): row["text"] for row in rows(table) if row["text"]}
+
+
+def test_captions_of_clips_that_a_limit_refuses_come_back_with_them(work):
+    folder, words = work
+    prepare(words)
+    table = folder / "prepared/clips.jsonl"
+    written = captioned(table)
+    limits = {one["setting"]: one["percentiles"] for one in json.loads((folder / "prepared/filter.json").read_text())}
+    sharpest = str(limits["min_sharpness"]["75"])
+    assert main(["prepare", "--only", "filter", *words, "--filter.min_sharpness", sharpest]) == 0
+    assert 0 < len(texts(table)) < 4
+    assert texts(table) | texts(folder / "prepared/refused.jsonl") == written
+    assert main(["prepare", "--only", "filter", *words]) == 0
+    assert texts(table) == written
+    table.write_text("".join(json.dumps({**row, "text": ""}) + "\n" for row in rows(table)))
+    assert main(["prepare", "--only", "filter", *words]) == 0
+    assert texts(table) == {}, "a caption that a person takes away stays away"
+
+
+def test_captions_of_clips_that_a_new_split_has_not_are_kept_and_it_is_said(work, capsys):
+    folder, words = work
+    prepare(words)
+    table = folder / "prepared/clips.jsonl"
+    written = captioned(table)
+    capsys.readouterr()
+    prepare([*words, "--split.margin", "0.3"])
+    assert "captions of 4 clips that are no more" in capsys.readouterr().out.replace("\n", " ")
+    assert texts(table) == {}
+    assert texts(folder / "prepared/texts.jsonl") == written
+    prepare([*words, "--split.margin", "0.4"])
+    capsys.readouterr()
+    prepare(words)
+    assert texts(table) == written
+    assert "that are no more" not in capsys.readouterr().out
+
+
+def test_a_caption_file_that_all_clips_of_a_video_share_is_no_lost_caption(work, capsys):
+    folder, words = work
+    (folder / "footage/one.txt").write_text("two scenes of clouds\n", encoding="utf-8")
+    prepare(words)
+    prepare([*words, "--split.margin", "0.3"])
+    assert "that are no more" not in capsys.readouterr().out
+
+
+def test_every_second_of_footage_is_in_a_clip_or_lost_to_something_named(work, capsys):
+    """Shots of 2.5 s at 24 a second: 37 frames at 30 fit once; what is left is 1.07 s, and 0.1 s at both ends."""
+    folder, words = work
+    write(folder / "footage/fade.mp4", np.concatenate([faded(scene(7, 60, detail=5), out=16), black(4)]))
+    write(folder / "footage/short.mp4", np.concatenate([scene(1, 20, detail=5), scene(2, 24, detail=5)]))
+    for name in ("a.MXV", "b.jpg", "c.JPG", "one.txt", ".hidden.jpg", "Makefile"):
+        (folder / "footage" / name).write_text("a scene")
+    assert main(["prepare", "--only", "split", *words]) == 0
+    told = capsys.readouterr().out
+    by_name = {Path(row["source"]).name: row for row in rows(folder / "prepared/footage.jsonl")}
+    assert by_name["one.mp4"]["seconds_in_clips"] == pytest.approx(2 * 37 / 30, abs=0.05)
+    assert by_name["one.mp4"]["seconds_lost"] == {
+        "fades": 0.0,
+        "margins": pytest.approx(4 * 0.1, abs=0.13),
+        "short_shots": 0.0,
+        "rest_of_shots": pytest.approx(5 - 2 * 37 / 30 - 0.4, abs=0.2),
+    }
+    assert by_name["two.mkv"]["seconds_lost"]["fades"] == 0.0
+    assert by_name["fade.mp4"]["seconds_lost"]["fades"] > 20 / 24
+    for name in ("one.mp4", "two.mkv", "fade.mp4", "short.mp4"):
+        row = by_name[name]
+        assert row["seconds_in_clips"] + sum(row["seconds_lost"].values()) == pytest.approx(row["seconds"], abs=0.01), name
+    why = by_name["short.mp4"]["refused"]
+    assert why.startswith("no clip of 37 frames (1.23 s) in its 1.8 s: 2 shots, the longest has 0.77 s")
+    assert by_name["short.mp4"]["seconds_lost"]["short_shots"] == pytest.approx(44 / 24, abs=0.01)
+    assert why[:60] in told  # then the table breaks the line
+    assert re.search(r"videos refused\W+2\W+1\.8 s of those", told)
+    assert "files not looked at" in told
+    assert "2 .jpg 1 .mxv 1 (no suffix)" in told or "2 .jpg 1 (no suffix) 1 .mxv" in told
+
+
+def test_overlapping_clips_count_a_second_once(work):
+    folder, words = work
+    assert main(["prepare", "--only", "split", *words, "--split.mode", "slide", "--split.stride", "8"]) == 0
+    for row in rows(folder / "prepared/footage.jsonl"):
+        if "refused" not in row:
+            assert row["seconds_in_clips"] <= row["seconds"]
+            assert row["seconds_in_clips"] + sum(row["seconds_lost"].values()) == pytest.approx(row["seconds"], abs=0.01)
 
 
 def test_filtering_before_splitting_says_what_to_do_first(work, capsys):
@@ -174,6 +315,38 @@ def test_a_folder_inside_the_footage_is_not_taken_for_footage(work):
     assert main(["prepare", "--only", "split", *words, "--prepare.folder", str(inside)]) == 0
     assert {Path(row["source"]).name for row in rows(inside / "footage.jsonl")} == {"one.mp4", "two.mkv", "broken.mp4"}
     assert rows(inside / "split.jsonl")[0]["file_name"] == "../deep/two.mkv"
+
+
+def test_a_video_that_goes_away_meanwhile_is_no_other_videos_failure(work, monkeypatch):
+    folder, words = work
+    read = footage_room.survey_source
+
+    def survey(*given):  # deep/two.mkv comes first
+        (folder / "footage/one.mp4").unlink()
+        return read(*given)
+
+    monkeypatch.setattr(footage_room, "survey_source", survey)
+    assert main(["prepare", "--only", "split", *words, "--prepare.workers", "1"]) == 0
+    told = {Path(row["source"]).name: row for row in rows(folder / "prepared/footage.jsonl")}
+    assert told["one.mp4"]["refused"] == "cannot be read (No such file or directory)"
+    assert told["two.mkv"]["clips"] == 3
+
+
+def test_the_survey_of_a_video_that_changes_meanwhile_is_not_kept_as_that_of_the_changed_one(work, monkeypatch):
+    folder, words = work
+    (folder / "footage/one.mp4").unlink()
+    film, read, seen = folder / "footage/deep/two.mkv", footage_room.survey_source, []
+
+    def survey(*given):
+        made = read(*given)
+        seen.append(len(made.times))
+        write(film, scene(5, 60 + len(seen), detail=5))
+        return made
+
+    monkeypatch.setattr(footage_room, "survey_source", survey)
+    for _ in range(2):
+        assert main(["prepare", "--only", "split", *words]) == 0
+    assert seen == [160, 61]
 
 
 def test_ctrl_c_keeps_the_surveys_that_are_done(work, monkeypatch):
@@ -243,12 +416,14 @@ def test_bad_files_among_two_hundred_are_listed_and_all_others_come_through(tmp_
     raw = tmp_path / "footage"
     raw.mkdir()
     good = write(tmp_path / "good.mp4", scene(1, 45, size=(160, 96), detail=5)).read_bytes()
+    narrow = write(tmp_path / "narrow.mp4", scene(1, 45, size=(640, 8), detail=5)).read_bytes()
     ways = {"empty": b"", "cut": good[: len(good) // 2], "text": b"hello" * 50, "noise": bytes(range(256)) * 40}
+    ways |= {"absurd": absurd(good), "narrow": narrow}
     bad = {f"{name} {number:03}.mp4": content for name, content in ways.items() for number in range(5)}
-    for name, content in {**{f"good {number:03}.mp4": good for number in range(180)}, **bad}.items():
+    for name, content in {**{f"good {number:03}.mp4": good for number in range(170)}, **bad}.items():
         (raw / name).write_bytes(content)
     (tmp_path / "film.yaml").write_text(f"prepare: {{footage: {raw}, folder: {tmp_path}/prepared}}\n")
     assert main(["prepare", "--only", "split", "--config", str(tmp_path / "film.yaml")]) == 0
     told = rows(tmp_path / "prepared/footage.jsonl")
     assert {Path(row["source"]).name for row in told if "refused" in row} == set(bad)
-    assert len(rows(tmp_path / "prepared/split.jsonl")) == 180
+    assert len(rows(tmp_path / "prepared/split.jsonl")) == 170

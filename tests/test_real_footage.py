@@ -1,9 +1,13 @@
 """A real film: its shots against a list of cuts made by eye, and what the default limits keep of it."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
+from tiny_captioner import write_captioner
+from tiny_commands import TINY_ROAD, index_of
 from trailer import trailer
 
 from mochi_lora.cli import main
@@ -25,6 +29,50 @@ def prepared(tmp_path_factory):
     for step in ("split", "filter"):
         assert main(["prepare", "--only", step, "--config", str(folder / "film.yaml")]) == 0
     return folder / "prepared"
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory, tiny):
+    """What is typed after `prepare`: one clip a shot of the film, a captioner that always says the same, a tiny base."""
+    folder = tmp_path_factory.mktemp("road")
+    model = write_captioner(folder / "captioner", "A white rabbit leaves its burrow under a tree.")
+    return [
+        *("--config", str(TINY_ROAD), "--model.base", str(tiny), "--prepare.footage", str(trailer())),
+        *("--prepare.folder", str(folder / "pre pared"), "--caption.model", str(model), "--caption.longest_side", "64"),
+        *(
+            "--split.mode",
+            "head",
+            "--split.frames",
+            "13",
+            "--data.buckets",
+            "[13x32x48]",
+            "--data.cache",
+            str(folder / "cache"),
+        ),
+        *("--run.folder", str(folder / "run"), "--train.steps", "2", "--train.warmup_steps", "1", "--train.sample_every", "0"),
+        *("--train.validate_every", "0", "--sample.prompts", "[a white rabbit]", "--tracking.trackers", "[]"),
+    ]
+
+
+def test_the_film_becomes_an_adapter_by_the_commands_that_are_printed(words, capsys):
+    command, ran = ["prepare", *words], []
+    while command[0] != "sample":
+        ran.append(command[0])
+        assert main(command) == 0
+        (line,) = re.findall(r"^next     mochi-lora (.+?)(?:   .*)?$", capsys.readouterr().out, re.MULTILINE)
+        command = shlex.split(line)
+    assert ran == ["prepare", "encode", "train"]
+    run = Path(words[words.index("--run.folder") + 1])
+    assert list(run.rglob("*.safetensors"))
+
+
+def test_one_command_makes_a_data_set_of_the_film(words, capsys):
+    """What the test before has surveyed and captioned is not done again; only the cache is another."""
+    cache = Path(words[words.index("--prepare.folder") + 1]).parent / "other cache"
+    assert main(["prepare", "--encode", *words, "--data.cache", str(cache)]) == 0
+    assert re.search(r"^next     mochi-lora train ", capsys.readouterr().out, re.MULTILINE)
+    assert len(index_of(cache)["entries"]) >= 7
+    assert {entry["caption"] for entry in index_of(cache)["entries"]} == {"A white rabbit leaves its burrow under a tree."}
 
 
 def rows(path: Path) -> list[dict]:

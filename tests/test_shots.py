@@ -59,6 +59,20 @@ def test_no_frame_of_a_dissolve_is_in_a_shot(tmp_path, length):
     assert mixed[-1] <= after.first <= mixed[-1] + 1 + 6 + 3
 
 
+def test_a_light_that_changes_for_longer_than_any_dissolve_is_part_of_its_shot(tmp_path):
+    gain = np.linspace(0.2, 1.2, 96)[:, None, None, None]
+    assert shots_of(write(tmp_path / "film.mp4", (scene(1, 96, speed=0.5) * gain).clip(0, 255).astype(np.uint8))) == [
+        Shot(0, 96)
+    ]
+
+
+def test_a_dissolve_of_two_seconds_is_one_and_a_fade_to_black_is_one_however_long(tmp_path):
+    assert len(shots_of(write(tmp_path / "mixed.mp4", dissolve(scene(1, 90), scene(2, 90), 48)))) == 2
+    (shot,) = shots_of(write(tmp_path / "faded.mp4", faded(scene(1, 120), out=72)))
+    assert shot.first == 0
+    assert shot.stop <= 50
+
+
 def test_a_fade_through_black_is_one_border_named_by_its_black(tmp_path):
     film = np.concatenate([faded(scene(1, 60), out=14), black(3), faded(scene(2, 60), into=14)])
     found = survey(write(tmp_path / "film.mp4", film))

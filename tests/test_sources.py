@@ -207,6 +207,8 @@ dataset.save_to_disk(folder + "/saved")
 datasets.DatasetDict(train=dataset).save_to_disk(folder + "/splits")
 dataset.rename_column("text", "caption").save_to_disk(folder + "/columns")
 datasets.Dataset.from_dict({"file_name": [clip], "text": ["by name"], "start": [1.5]}).save_to_disk(folder + "/names")
+for shard in range(2):
+    dataset.select([1 + shard]).to_parquet(f"{folder}/pushed/data/train-0000{shard}-of-00002.parquet")
 """
 
 
@@ -244,6 +246,38 @@ def test_a_saved_datasets_folder_is_read_without_decoding_and_extracted_once(dat
         list_sources(datasets_made / "splits")
     with pytest.raises(UserError, match=r"expected a column text .* found: video .*caption"):
         list_sources(datasets_made / "columns")
+
+
+def test_parquet_as_push_to_hub_leaves_it_is_read_whole(datasets_made, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = shutil.copytree(datasets_made / "pushed", tmp_path / "pushed")
+    ((clip,), (rejection,)) = list_sources(folder)
+    assert (clip.caption, clip.path.read_bytes(), clip.path.parent) == ("by bytes", b"embedded", folder / ".extracted")
+    assert rejection.name.endswith("row 1")
+    first = folder / "data" / "train-00000-of-00002.parquet"
+    assert [source.caption for source in list_sources(first)[0]] == ["by bytes"]
+    shutil.copy(first, first.with_name("test-00000-of-00001.parquet"))
+    with pytest.raises(
+        UserError, match=r"several splits \(test, train\) as parquet; name the file of one, such as .*test-00000"
+    ):
+        list_sources(folder)
+    first.write_bytes(first.read_bytes()[:100])
+    with pytest.raises(UserError, match="damaged or incomplete Hugging Face dataset"):
+        list_sources(first)
+
+
+def test_a_table_one_level_down_is_found_where_nothing_else_is(tmp_path):
+    (tmp_path / "train").mkdir()
+    clip = _clip(tmp_path / "train" / "a.mp4", None)
+    (tmp_path / "train" / "metadata.jsonl").write_text('{"file_name": "a.mp4", "text": "from below"}\n')
+    assert list_sources(tmp_path) == ([ClipSource(clip, "from below")], [])
+    shutil.copytree(tmp_path / "train", tmp_path / "validation")
+    with pytest.raises(
+        UserError, match=r"several tables \(train/metadata.jsonl, validation/metadata.jsonl\); name one of them"
+    ):
+        list_sources(tmp_path)
+    other = _clip(tmp_path / "b.mp4", "beside it")
+    assert list_sources(tmp_path)[0] == [ClipSource(other, "beside it")]
 
 
 def test_rows_of_a_saved_dataset_keep_no_media_in_memory(saved):

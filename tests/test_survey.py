@@ -11,7 +11,7 @@ from real_clips import packaged_clip
 from scenes import scene, write
 
 from mochi_lora.config.curation import SplitConfig
-from mochi_lora.curation.frame_measures import picture_hash
+from mochi_lora.curation.frame_measures import FrameMeasures, picture_hash
 from mochi_lora.curation.survey import load_survey, save_survey, survey_key, survey_source
 from mochi_lora.data.probe import probe
 from mochi_lora.errors import ClipError
@@ -161,3 +161,27 @@ def test_hdr_footage_is_measured_as_it_is_shown(tmp_path):
     tags = ("colorprim=bt2020", "transfer=smpte2084", "colormatrix=bt2020nc", "log-level=none")
     path = write(tmp_path / "hdr.mp4", picture, codec=(*hdr, "ultrafast", "-x265-params", ":".join(tags)))
     assert survey(path).luma[5] / 255 == pytest.approx(0.9, abs=0.03)
+
+
+@pytest.mark.parametrize("size", [(256, 14), (1920, 32), (14, 256), (8, 8)])
+def test_a_picture_too_narrow_to_be_measured_is_refused_by_name(tmp_path, size):
+    """OpenCV's flow raises on some of these and reads beyond its memory on others (a crash at 256 x 15)."""
+    path = write(tmp_path / "narrow.mp4", scene(1, 12, size=size, detail=4))
+    with pytest.raises(ClipError, match=rf"narrow\.mp4: a picture of {size[0]}x{size[1]} pixels is too small or too narrow"):
+        survey(path)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (512, 16), (46, 18)])
+def test_the_narrowest_pictures_that_are_not_refused_are_measured(tmp_path, size):
+    found = survey(write(tmp_path / "narrow.mp4", scene(1, 24, size=size, detail=4)))
+    assert len(found.motion) == 4
+    assert np.isfinite(found.motion).all()
+
+
+def test_what_opencv_raises_is_this_files_failure(clip, monkeypatch):
+    def fail(*_):
+        raise cv2.error("OpenCV(5.0.0) flow.cpp:1: error: (-215:Assertion failed) too small")
+
+    monkeypatch.setattr(FrameMeasures, "look", fail)
+    with pytest.raises(ClipError, match=r"clip\.mp4: its pictures cannot be measured \(.*too small"):
+        survey(clip)

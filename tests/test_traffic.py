@@ -15,6 +15,7 @@ from mochi_lora.engine.cards import card_named
 from mochi_lora.engine.mesh import reduce_gradients
 from mochi_lora.engine.pace import seconds_per_pass, seconds_per_step
 from mochi_lora.engine.plan import Plan
+from mochi_lora.engine.shards import GATHER
 from mochi_lora.engine.traffic import pass_traffic, reduce_seconds, step_traffic
 from mochi_lora.engine.workload import AdapterSize, ModelSize, Workload
 from mochi_lora.model.flow import velocity_loss
@@ -33,7 +34,7 @@ class Counter:
     """Bytes handed to each collective of this process; of a gather, the whole."""
 
     def __init__(self) -> None:
-        self.bytes = {"all_to_all_single": 0, "all_gather": 0, "all_gather_into_tensor": 0, "all_reduce": 0}
+        self.bytes = {"all_to_all_single": 0, "all_gather": 0, GATHER: 0, "all_reduce": 0}
         for name in self.bytes:
             setattr(dist, name, self._counting(name, getattr(dist, name)))
 
@@ -92,7 +93,7 @@ def require_counted(told: dict[str, int], predicted, tolerance: float = 0.0) -> 
     for name, expected in (
         ("all_to_all_single", predicted.exchanged),
         ("all_gather", predicted.collected),
-        ("all_gather_into_tensor", predicted.gathered),
+        (GATHER, predicted.gathered),
         ("all_reduce", predicted.reduced),
     ):
         assert told[name] == pytest.approx(expected, rel=tolerance, abs=0), name

@@ -49,22 +49,27 @@ class _Work:
     failed: list[tuple[str, str]] = field(default_factory=list)  # clip, why it could not be looked at
 
 
-def run(config: Config) -> None:
-    """Caption the clips of `caption.clips`, by default the table that `prepare` wrote. Raises UserError if none could be."""
+def run(config: Config, *, clips: Path | None = None) -> int:
+    """Caption `clips`, or those of `caption.clips`, by default the table that `prepare` wrote; returns how many have none now.
+
+    Raises UserError if none could be captioned.
+    """
     settings, folder = config.caption, config.prepare.folder
-    target = settings.clips or folder / KEPT
-    if settings.clips is None and not target.is_file():
+    target = clips or settings.clips or folder / KEPT
+    if target == folder / KEPT and not target.is_file():
         raise UserError(f"{target}: not there yet; run mochi-lora prepare first, or name a folder or table in caption.clips")
     with only_one(folder / SHEET, "captioning"):
-        clips, sheet = list_captionable(target), read_sheet(folder / SHEET)
-        if not clips:
+        found_clips, sheet = list_captionable(target), read_sheet(folder / SHEET)
+        if not found_clips:
             raise UserError(f"caption.clips: no clips in {target}; expected a folder of clips or a .jsonl table of them")
-        work = _Work(settings, target, folder / SHEET, Rules.of(config), clips, sheet)
+        work = _Work(settings, target, folder / SHEET, Rules.of(config), found_clips, sheet)
         if settings.model is not None:
             found = fetch(settings.model, "captions (caption.model)", instead=_INSTEAD)
             _ask(work, found, resolve_device(config.engine.device))
         _settle(work)
-    _report(work, list_captionable(target))
+    captionable = list_captionable(target)
+    _report(work, captionable)
+    return sum(not clip.caption for clip in captionable)
 
 
 def _ask(work: _Work, found: Pretrained, device: str) -> None:

@@ -19,7 +19,7 @@ from mochi_lora.demo.access import USER, read_password, require_guarded
 from mochi_lora.demo.session import Event, Made, Session
 from mochi_lora.demo.turns import Turns
 from mochi_lora.engine.plan import Plan
-from mochi_lora.errors import UserError
+from mochi_lora.errors import UserError, install_command
 from mochi_lora.files import remove_abandoned
 from mochi_lora.inference.shots import short_names
 from mochi_lora.model.adapter_file import load_adapter
@@ -28,7 +28,7 @@ from mochi_lora.model.adapter_file import load_adapter
 def run(config: Config, request: DemoRequest) -> None:
     """Serve the page until interrupted. Raises UserError for what a person can mend, before the models are loaded."""
     if importlib.util.find_spec("gradio") is None:
-        raise UserError("mochi-lora demo needs the package gradio: pip install 'mochi-lora[demo]'")
+        raise UserError(f"mochi-lora demo needs the package gradio: {install_command('demo')}")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     from mochi_lora.demo import page, serve  # noqa: PLC0415 - an extra
 

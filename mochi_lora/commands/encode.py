@@ -10,10 +10,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from rich.markup import escape
 
+from mochi_lora.commands.called import Called
 from mochi_lora.commands.encode_plan import print_draws, tell_added
-from mochi_lora.commands.processes import LONG_WAIT_MINUTES, open_processes, out_of_memory_named
+from mochi_lora.commands.processes import LONG_WAIT_MINUTES, open_processes, out_of_memory_named, processes_here
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table, progress_bar
+from mochi_lora.data.ahead import threads_to_read
 from mochi_lora.data.cache import Cache, EncoderIdentity, text_key
 from mochi_lora.data.encode import EncodedClip, LatentEncoder, encode_clips
 from mochi_lora.data.index import Index, IndexEntry, index_path, write_index
@@ -32,10 +34,13 @@ Kept = tuple[int, EncodedClip]  # with the number of its part
 _ABANDONED_SECONDS = 3600  # other processes may be writing into a shared cache; no entry takes them an hour
 
 
-@out_of_memory_named()
-def run(config: Config) -> None:
+def run(config: Config, *, called: Called = Called()) -> None:  # noqa: B008 - frozen
     """Encode everything the configuration names. Run again to continue; several processes share the work."""
-    processes = open_processes(config.engine.device, LONG_WAIT_MINUTES)
+    with open_processes(config.engine.device, LONG_WAIT_MINUTES) as processes, out_of_memory_named():
+        _encode(config, processes, called)
+
+
+def _encode(config: Config, processes: Accelerator, called: Called) -> None:
     listed = [(part, *list_part(part, config.data)) for part in parts_of(config.data)]
     cache = Cache(config.data.cache)
     if processes.is_main_process:
@@ -57,7 +62,7 @@ def run(config: Config) -> None:
             path = write_index(config.data, index)
             _tell_training(config, index)
             console.print(f"index    {path}", markup=False)
-            console.print("next     mochi-lora train --config <the same file>   (or accelerate launch train.py)", markup=False)
+            called.say_next("train", "(or accelerate launch train.py, on several GPUs)")
     if not kept:
         message = f"{where_of(config.data)}: no clip could be used; the table above says why for each"
         raise UserError(message)
@@ -77,7 +82,8 @@ def _encode_latents(
     def encoder() -> LatentEncoder:
         return MochiVae.load(folder, device=processes.device, precision=precision).encode
 
-    read_ahead, pin = config.encode.read_ahead, processes.device.type == "cuda"
+    read_ahead = threads_to_read(config.encode.read_ahead, processes_here())
+    pin = processes.device.type == "cuda"
     found: list[tuple[int, int, EncodedClip | Rejection]] = []
     with progress_bar() as bar:
         shares = [range(processes.process_index, len(clips), processes.num_processes) for _, clips in sources]

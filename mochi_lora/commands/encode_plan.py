@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
+from mochi_lora.commands.called import Called
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table, progress_bar
-from mochi_lora.data.ahead import begun_ahead
+from mochi_lora.data.ahead import begun_ahead, threads_to_read
 from mochi_lora.data.clip_plan import ClipPlan, plan_clip
 from mochi_lora.data.index import index_path
 from mochi_lora.data.known_files import KnownFiles
@@ -22,7 +23,7 @@ Planned = tuple[Part, ClipPlan]
 Refused = tuple[Part, Rejection]
 
 
-def run(config: Config) -> None:
+def run(config: Config, *, called: Called = Called()) -> None:  # noqa: B008 - frozen
     """Plan everything the configuration names; prints tables and writes a line per clip beside the index."""
     parts, plans, refused = plan_everything(config)
     path = index_path(config.data).with_suffix(".plan.jsonl")
@@ -38,7 +39,7 @@ def run(config: Config) -> None:
         raise UserError(f"{where_of(config.data)}: no clip could be used; the table above says why for each")
     if config.data.mix:
         print_draws(parts, buckets, owners)
-    console.print("next     mochi-lora encode --config <the same file>", markup=False)
+    called.say_next("encode")
 
 
 def plan_everything(config: Config) -> tuple[tuple[Part, ...], list[Planned], list[Refused]]:
@@ -52,7 +53,8 @@ def plan_everything(config: Config) -> tuple[tuple[Part, ...], list[Planned], li
             sources, rejections = list_part(part, config.data)
             bar.update(task, total=len(plans) + len(refused) + len(sources), completed=len(plans) + len(refused))
             refused += [(part, rejection) for rejection in rejections]
-            for outcome in _outcomes(sources, part, config.encode.read_ahead, lambda: bar.update(task, advance=1)):
+            ahead = threads_to_read(config.encode.read_ahead)
+            for outcome in _outcomes(sources, part, ahead, lambda: bar.update(task, advance=1)):
                 if isinstance(outcome, Rejection):
                     refused.append((part, outcome))
                 else:

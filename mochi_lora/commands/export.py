@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table, progress_bar
-from mochi_lora.data.ahead import begun_ahead
+from mochi_lora.data.ahead import begun_ahead, threads_to_read
 from mochi_lora.data.export import export_clip
 from mochi_lora.data.known_files import KnownFiles
 from mochi_lora.data.media import IMAGE_SUFFIXES
@@ -79,7 +79,7 @@ def run(config: Config, folder: Path) -> None:
                 sources, unlisted = list_part(part, config.data)
                 rejections += unlisted
                 bar.update(task, total=len(rows) + len(rejections) + len(sources), completed=len(rows) + len(rejections))
-                for outcome in _outcomes(sources, part, config.encode.read_ahead, folder / _CLIPS):
+                for outcome in _outcomes(sources, part, threads_to_read(config.encode.read_ahead), folder / _CLIPS):
                     if isinstance(outcome, _Row):
                         rows.append(outcome)
                     else:

@@ -77,7 +77,9 @@ def _common(stored: Sequence[StoredAdapter]) -> dict[str, Any]:
 def _ranks(factors: dict[str, Factors], limit: int | None) -> str:
     ranks = [part.rank for part in factors.values()]
     whole = f"rank {max(ranks)}" if min(ranks) == max(ranks) else f"ranks {min(ranks)} to {max(ranks)}"
-    return whole if limit is None else f"{whole}, reduced to at most {limit}"
+    if limit is None:
+        return whole
+    return f"{whole}, reduced to at most {limit}" if max(ranks) > limit else f"{whole}, none above {limit}: nothing to reduce"
 
 
 def run_resize(source: Path, target: Path, *, rank: int, assume_alpha_is_rank: bool) -> None:

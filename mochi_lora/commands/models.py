@@ -9,6 +9,7 @@ from mochi_lora.commands.decoder import load_decoder
 from mochi_lora.commands.processes import processes_here
 from mochi_lora.commands.workloads import sampling_work
 from mochi_lora.config.schema import Config
+from mochi_lora.engine.choice import Room
 from mochi_lora.engine.mesh import ALONE, Ranks, layout_of
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.resolve import resolve_plan
@@ -21,11 +22,11 @@ from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import LoadedTransformer, load_transformer, read_config
 
 
-def sampling_plan(config: Config, *, with_text: bool = False, ranks: Ranks = ALONE) -> Plan:
-    """The engine's settings on this machine; reads no weight. `with_text`: T5 stays where it works."""
+def sampling_plan(config: Config, *, with_text: bool = False, ranks: Ranks = ALONE, room: Room | None = None) -> Plan:
+    """The engine's settings on this machine; reads no weight. `with_text`: T5 stays where it works; `room` as there."""
     layout_of(config.engine.parallel, ranks.layout.world)  # refused here by who cannot join a launch
     work = sampling_work(config, with_text=with_text, processes=processes_here())
-    return resolve_plan(config.engine, work).plan
+    return resolve_plan(config.engine, work, room).plan
 
 
 def load_planned(folder: Path, plan: Plan, device: torch.device) -> LoadedTransformer:

@@ -259,6 +259,7 @@ def _price(card: Card, request: PlanRequest, gpus: int) -> float | None:
     if request.price is not None:
         return request.price
     if (known := price_of(card)) is None:
+        console.print(f"price    none known for {card.name}; --price gives yours", markup=False)
         return None
     of_each = " and GPU" if gpus > 1 else ""
     console.print(f"price    $ {known[0]:.2f} per hour{of_each} ({known[1]}); --price gives yours", markup=False)

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
+from mochi_lora.commands.called import Called
+from mochi_lora.commands.prepare_tables import Source, print_distributions, print_footage
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table, progress_bar
-from mochi_lora.curation.filters import Distribution, count_reasons, distribution_row, distributions, filter_clips
+from mochi_lora.curation.filters import count_reasons, distribution_row, filter_clips
 from mochi_lora.curation.footage import Progress, Refused, Surveyed, list_footage, survey_footage
 from mochi_lora.curation.manifest import (
     DISTRIBUTIONS,
@@ -13,21 +15,34 @@ from mochi_lora.curation.manifest import (
     KEPT,
     REFUSED,
     SPLIT,
+    TEXTS,
     Clip,
     read_clips,
-    with_texts_of,
+    read_texts,
+    with_texts,
+    without_clip,
     write_table,
+    write_texts,
 )
 from mochi_lora.curation.split import split_source
 from mochi_lora.errors import ClipError, UserError
 from mochi_lora.files import only_one, remove_abandoned, write_json
+from mochi_lora.spec import Bucket
 
 Step = Literal["split", "filter"]
+_ADD_TO_MIX = "add {{clips: {}}} to data.mix"
 
 
-def run(config: Config, *, only: Step | None = None) -> None:
-    """All steps, or only one of them. What an earlier run has surveyed is not decoded again."""
+def run(config: Config, *, only: Step | None = None, encode: bool = False, called: Called = Called()) -> None:  # noqa: B008
+    """All steps, or only one of them. What an earlier run has surveyed is not decoded again.
+
+    With `encode` the clips become cached samples as well, if each of them has a caption.
+    """
     folder = config.prepare.folder
+    _require_a_bucket(config)
+    to_encode = _naming_the_table(config)
+    if encode and to_encode is None:
+        raise UserError(f"--encode: data.mix has no entry for {folder / KEPT}; {_ADD_TO_MIX.format(folder / KEPT)}")
     with only_one(folder, "preparing footage"):
         folder.mkdir(parents=True, exist_ok=True)
         remove_abandoned(folder)
@@ -36,18 +51,59 @@ def run(config: Config, *, only: Step | None = None) -> None:
         if only != "split":
             _filter(config, folder)
     if only == "split":
-        _say_next("data_prep/filter_clips.py --config <the same file>   (or mochi-lora prepare, for all that is left)")
+        called.say_next("prepare --only filter", "(or without --only, for all that is left)")
     elif only == "filter":
-        _say_next("mochi-lora caption --config <the same file>")
+        called.say_next("caption")
     else:
-        from mochi_lora.commands import caption  # noqa: PLC0415 - splitting and filtering need no torch
+        _caption(config, to_encode, encode=encode, called=called)
 
-        caption.run(config)
-        _say_next(f"mochi-lora encode --config <the same file> --data.clips {folder / KEPT}")
+
+def _caption(config: Config, to_encode: list[str] | None, *, encode: bool, called: Called) -> None:
+    from mochi_lora.commands import caption  # noqa: PLC0415 - splitting and filtering need no torch
+
+    table = config.prepare.folder / KEPT
+    missing = caption.run(config, clips=table)
+    if to_encode is None:
+        console.print(f"next     {_ADD_TO_MIX.format(table)}; then mochi-lora encode", markup=False)
+        return
+    called = called.also(to_encode)
+    if not encode:
+        called.say_next("encode")
+        return
+    if missing:
+        raise UserError(
+            f"--encode: {missing} clips of {table} have no caption; look at them and write one into the column text, then run "
+            "this again, or mochi-lora encode, which leaves them out"
+        )
+    from mochi_lora.commands import encode as encoding  # noqa: PLC0415
+
+    clips = {} if config.data.mix else {"clips": table}
+    data = config.data.model_copy(update=clips)
+    encoding.run(config.model_copy(update={"data": data}), called=called)
+
+
+def _naming_the_table(config: Config) -> list[str] | None:
+    """The overrides with which `encode` takes what is written here; None where data.mix lacks it, which no override adds."""
+    table = config.prepare.folder / KEPT
+    if config.data.mix:
+        return [] if any(part.clips == table for part in config.data.mix) else None
+    return [] if config.data.clips == table else ["--data.clips", str(table)]
+
+
+def _require_a_bucket(config: Config) -> None:
+    """Raises UserError where every clip would be too short for `encode`: that is known before anything is decoded."""
+    owners = [part for part in config.data.mix if part.clips == config.prepare.folder / KEPT]
+    buckets = (owners[0].buckets if owners else None) or config.data.buckets
+    least = min(Bucket.parse(bucket).frames for bucket in buckets)
+    if config.split.frames < least:
+        raise UserError(
+            f"split.frames: clips of {config.split.frames} frames are shorter than every bucket ({', '.join(buckets)}), and "
+            f"encode would refuse them all; set split.frames to {least} or more, or add a shorter bucket to data.buckets"
+        )
 
 
 def _split(config: Config, folder: Path) -> None:
-    paths = list_footage(config.prepare.footage, folder)
+    paths, passed_over = list_footage(config.prepare.footage, folder)
     with progress_bar() as bar:
         task = bar.add_task("frames surveyed", total=None)
         progress = Progress(
@@ -55,30 +111,15 @@ def _split(config: Config, folder: Path) -> None:
         )
         found = survey_footage(paths, folder, config.split, config.prepare.workers, progress)
     clips: list[Clip] = []
-    rows: list[dict[str, object]] = []
+    sources: list[Source] = []
     for path, outcome in zip(paths, found, strict=True):
-        made, row = _clips_of(config, path, outcome, folder)
+        made, source = _clips_of(config, path, outcome, folder)
         clips += made
-        rows.append({"source": str(path), **row})
+        sources.append(source)
     write_table(folder / SPLIT, (clip.to_row() for clip in clips))
-    write_table(folder / FOOTAGE, rows)
-    refused = [row for row in rows if "refused" in row]
-    surveyed = [outcome for outcome in found if isinstance(outcome, Surveyed)]
-    seconds = sum(outcome.survey.duration for outcome in surveyed)
-    used = sum(clip.end - clip.start for clip in clips)
-    again = sum(outcome.was_there for outcome in surveyed)
-    print_table(
-        "footage",
-        ("", "count", ""),
-        [
-            ("videos", len(rows) - len(refused), f"{seconds:.1f} s, {again} of them surveyed by an earlier run"),
-            ("shots", sum(int(str(row.get("shots", 0))) for row in rows), ""),
-            ("clips", len(clips), f"{used:.1f} s, {config.split.mode}, {config.split.frames} frames each"),
-            ("videos refused", len(refused), ""),
-        ],
-    )
-    if refused:
-        print_table("refused", ("video", "reason"), [(row["source"], row["refused"]) for row in refused])
+    write_table(folder / FOOTAGE, (source.to_row() for source in sources))
+    again = sum(outcome.was_there for outcome in found if isinstance(outcome, Surveyed))
+    print_footage(sources, config.split, again, passed_over)
     console.print(f"clips    {folder / SPLIT}", markup=False)
     if not clips:
         message = (
@@ -88,31 +129,25 @@ def _split(config: Config, folder: Path) -> None:
         raise UserError(message)
 
 
-def _clips_of(config: Config, path: Path, outcome: Surveyed | Refused, folder: Path) -> tuple[list[Clip], dict[str, object]]:
-    """(clips, the columns of footage.jsonl that say what became of the source)."""
+def _clips_of(config: Config, path: Path, outcome: Surveyed | Refused, folder: Path) -> tuple[list[Clip], Source]:
     if isinstance(outcome, Refused):
-        return [], {"refused": outcome.reason}
+        return [], Source(path, refused=outcome.reason)
     try:
-        clips, shots = split_source(path, outcome.survey, config.split, folder)
+        clips, became = split_source(path, outcome.survey, config.split, folder)
     except ClipError as error:
-        return [], {"refused": str(error).removeprefix(f"{path}: ")}
-    used = sum(clip.end - clip.start for clip in clips)
-    return clips, {
-        "seconds": round(outcome.survey.duration, 3),
-        "shots": shots,
-        "clips": len(clips),
-        "seconds_in_clips": round(used, 3),
-    }
+        return [], Source(path, refused=str(error).removeprefix(f"{path}: "))
+    return clips, Source(path, None if clips else became.why_no_clip(config.split.frames), became, len(clips))
 
 
 def _filter(config: Config, folder: Path) -> None:
     clips = read_clips(folder / SPLIT, "mochi-lora prepare")
-    judged = filter_clips(clips, config.filter)
-    kept = with_texts_of([clip for clip in judged if clip.refused is None], folder / KEPT)
-    refused = [clip for clip in judged if clip.refused is not None]
-    seen = distributions(clips, config.filter)
+    texts = read_texts(folder)
+    filtered = filter_clips(with_texts(clips, texts), config.filter)
+    judged, seen = filtered.clips, filtered.distributions
+    kept = [clip for clip in judged if clip.refused is None]
+    write_texts(folder, texts)
     write_json(folder / DISTRIBUTIONS, [distribution_row(one) for one in seen])
-    write_table(folder / REFUSED, (clip.to_row() for clip in refused))
+    write_table(folder / REFUSED, (clip.to_row() for clip in judged if clip.refused is not None))
     write_table(folder / KEPT, (clip.to_row() for clip in kept))
     bars = sum("letterbox" in clip.flags for clip in kept)
     told = "their crop is in the table" if config.filter.crop_bars else "kept whole: filter.crop_bars is false"
@@ -120,29 +155,16 @@ def _filter(config: Config, folder: Path) -> None:
     rows += [("of these with bars", bars, told)] if bars else []
     rows += [(f"refused: {reason}", count, "") for reason, count in count_reasons(judged)]
     print_table("clips", ("", "count", ""), rows)
-    _print_distributions(seen)
+    print_distributions(seen)
     for name, path in (("kept", KEPT), ("refused", REFUSED), ("limits", DISTRIBUTIONS)):
         console.print(f"{name:<8} {folder / path}", markup=False)
+    if lost := without_clip(texts, judged):
+        console.print(
+            f"captions of {len(lost)} clips that are no more (split anew, or their video is gone): {folder / TEXTS} has them, "
+            "they come back with their clips",
+            style="yellow",
+            markup=False,
+        )
     if not kept:
         message = f"{folder / SPLIT}: no clip passes the limits; the table above shows what each was cut from: change filter.*"
         raise UserError(message)
-
-
-def _print_distributions(seen: list[Distribution]) -> None:
-    header = ("filter.", "limit", "refuses", "least", "5 %", "median", "95 %", "most", "from least to most; | is the limit")
-    parts = ("0", "5", "50", "95", "100")
-    rows = [
-        (
-            one.setting,
-            "off" if one.threshold is None else f"{one.threshold:g}",
-            f"{one.refused} of {one.clips}",
-            *(f"{one.percentiles[part]:.3g}" for part in parts),
-            one.picture,
-        )
-        for one in seen
-    ]
-    print_table("what the limits are cut from", header, rows)
-
-
-def _say_next(command: str) -> None:
-    console.print(f"next     {command}", markup=False)

@@ -3,11 +3,11 @@
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 
 from mochi_lora.commands.comfyui_copy import copy_path, refuse_unholdable, write_copy
 from mochi_lora.commands.identity import BASE
@@ -22,6 +22,7 @@ from mochi_lora.commands.run_folder import (
 )
 from mochi_lora.commands.run_plan import RunPlan
 from mochi_lora.config.schema import Config
+from mochi_lora.engine.mesh import share_out
 from mochi_lora.model import adapter as lora
 from mochi_lora.model.adapter_file import save_adapter
 from mochi_lora.model.transformer import VelocityModel
@@ -119,11 +120,9 @@ class RunEvents:
         self._model.eval()
         with self._averaged():
             bands = self._state.config.train.validation_bands
-            mine = ranks.own(len(self._validation.entries))
-            losses = [(item, clip_losses(self._model, self._validation, item, bands)) for item in mine]
-            losses = [(item, row) for item, row in losses if ranks.keeps(item)]
+            measured = partial(clip_losses, self._model, self._validation, bands=bands)
+            table = share_out([partial(measured, item=item) for item in range(len(self._validation.entries))], ranks)
         self._model.train()
-        table = [row for _, row in sorted(gather_object(losses))]
         result = summarise(table, self._learner.seed)
         self._tracker.log(done, result.scalars(), kind="heldout")
         best = self._state.best

@@ -9,7 +9,7 @@ from pathlib import Path
 from mochi_lora.commands.encode_plan import Planned, plan_everything
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table, progress_bar
-from mochi_lora.data.ahead import begun_ahead
+from mochi_lora.data.ahead import begun_ahead, threads_to_read
 from mochi_lora.data.known_files import KnownFiles
 from mochi_lora.data.mix import Part, pools_of, where_of
 from mochi_lora.errors import ClipError, UserError
@@ -46,7 +46,7 @@ def run(config: Config, *, output: Path | None = None, most_strips: int = MOST_S
         raise UserError(f"{where_of(config.data)}: there is nothing to show")
     tokenizer, not_counted = _tokenizer(config)
     rows = marked(_rows(config, plans, tokenizer), Limits(config.encode.unknown_token_limit, config.filter.min_motion))
-    rows = _with_strips(rows, most_strips, config.encode.read_ahead)
+    rows = _with_strips(rows, most_strips, threads_to_read(config.encode.read_ahead))
     sheet = Sheet(
         title=", ".join(str(part.clips) for part in parts),
         model=config.model.base,

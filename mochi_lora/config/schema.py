@@ -90,11 +90,11 @@ class EncodeConfig(Section):
         "bf16", description="T5 weights: bf16 (9 GiB), fp32 (18 GiB) or int8 (5 GiB, bitsandbytes)."
     )
     text_batch: int = Field(8, ge=1, description="Captions encoded at once.")
-    read_ahead: int = Field(
-        4,
+    read_ahead: int | None = Field(
+        None,
         ge=0,
         description="Clips read by threads while the VAE works, each held in memory (37x480x848: 0.2 GB, 163 frames: 0.8 GB); "
-        "0 reads in turn.",
+        "0 reads in turn, null takes as many as the GPU's share of the CPU cores, from 2 to 8.",
     )
     unknown_token_limit: float = Field(
         0.1, ge=0, le=1, description="Captions with a larger share of tokens unknown to T5 are named in the report (0 to 1)."
@@ -168,7 +168,9 @@ class TrainConfig(Section):
         200, ge=0, description="Optimiser steps between sample videos, also at step 0 and the end; 0 is never."
     )
     peer_timeout_minutes: float = Field(
-        30.0, gt=0, description="How long ranks wait for each other before the run is given up."
+        30.0,
+        gt=0,
+        description="How long ranks that are alive wait for each other in a step; one that is gone is missed within a minute.",
     )
 
     @model_validator(mode="after")
@@ -214,7 +216,8 @@ class SampleConfig(Section):
     step_cache: float = Field(
         0.0,
         ge=0,
-        description="Expected relative change up to which a step reuses the last one's work (TeaCache); 0: never.",
+        description="Expected relative change up to which a step reuses the last one's work (TeaCache), measured on mochi-tiny "
+        "alone (docs/performance.md); 0: never.",
     )
     strength: float = Field(1.0, description="Strength of the run's adapter; 0 is the base model, bit for bit.")
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
-from mochi_lora.errors import UserError
+from mochi_lora.errors import UserError, install_command
 
+INTERFACE = "flash_attn.cute.interface"
 _MAJORS = (9, 10)  # Hopper (SM90), Blackwell (SM100); it has no backward for SM80, and nothing for SM120 was tried
 _OTHERWISE = "or set engine.attention to auto"
 
@@ -23,14 +24,19 @@ def refusal(device: torch.device) -> str | None:
     """Why flash4 cannot run on `device`, as a sentence for people; None if its package and the GPU are there."""
     if device.type != "cuda":
         return f"flash4 runs on an NVIDIA GPU of the Hopper or Blackwell generation, not on {device.type}"
-    major, minor = torch.cuda.get_device_capability(device)
-    if major not in _MAJORS:
+    if not suits(device):
+        major, minor = torch.cuda.get_device_capability(device)
         return f"flash4 wants compute capability 9.0 or 10.0 (H100, H200, B200), this GPU has {major}.{minor}"
     try:
         _halves()
     except UserError as error:
         return str(error)
     return None
+
+
+def suits(device: torch.device) -> bool:
+    """Whether this GPU is one that the package was made for; says nothing about whether it is installed."""
+    return torch.cuda.get_device_capability(device)[0] in _MAJORS
 
 
 def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,11 +58,11 @@ def backward(
 def _halves() -> tuple[Callable[..., tuple], Callable[..., tuple]]:
     _find_cutlass()
     try:
-        interface = importlib.import_module("flash_attn.cute.interface")
+        interface = importlib.import_module(INTERFACE)
     except ImportError as error:
         message = (
             f"engine.attention: flash4 needs the package flash-attn-4, which does not import here ({error}); "
-            f'pip install "mochi-lora[flash4]", {_OTHERWISE}'
+            f"{install_command('flash4')}, {_OTHERWISE}"
         )
         raise UserError(message) from error
     try:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from mochi_lora.config.requests import AdapterChoice
 from mochi_lora.config.schema import SampleConfig
@@ -52,6 +53,7 @@ class _Slot:
 
     name: str
     shape: str
+    places: dict[str, nn.Parameter]
     content: tuple[Held, float] | None = None  # whose factors it has, at which strength
 
 
@@ -158,7 +160,7 @@ class LiveSampler:
                 free.remove(slot)
             if slot.content != content:
                 slot.content = None  # should copying fail half-way
-                lora.refill(self._model.transformer, held.adapter, slot.name, strength)
+                lora.refill(slot.places, held.adapter, strength)
                 slot.content = content
             names.append(slot.name)
         return names
@@ -173,7 +175,7 @@ class LiveSampler:
             if name in getattr(transformer, "peft_config", {}):  # added, and only then found not to fit
                 self._delete([name])
             raise
-        self._slots.append(_Slot(name, shape))
+        self._slots.append(_Slot(name, shape, lora.places_of(transformer, name)))
         return self._slots[-1]
 
     def _tidy(self) -> None:

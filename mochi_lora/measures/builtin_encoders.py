@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mochi_lora.errors import UserError
+from mochi_lora.errors import UserError, install_command
 from mochi_lora.measures.encoders import check_frames, unit_rows
 from mochi_lora.measures.style import gram_descriptor
 
@@ -34,10 +34,10 @@ def packaged(package: str, file: str) -> Path:
     """A file inside an installed package, found without importing the package. UserError where it is not installed."""
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
-        raise UserError(f"built-in backbones need the package {package}: pip install 'mochi-lora[eval-builtin]'")
+        raise UserError(f"built-in backbones need the package {package}: {install_command('eval-builtin')}")
     path = Path(found.submodule_search_locations[0]) / file
     if not path.exists():
-        raise UserError(f"{path} is missing: reinstall with pip install 'mochi-lora[eval-builtin]'")
+        raise UserError(f"{path} is missing: reinstall with {install_command('eval-builtin')}")
     return path
 
 

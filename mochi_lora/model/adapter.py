@@ -176,15 +176,30 @@ def load_into(transformer: MochiTransformer3DModel, adapter: Adapter, name: str)
             parameter.data = parameter.data.float()
 
 
-def refill(transformer: MochiTransformer3DModel, adapter: Adapter, name: str, strength: float) -> None:
-    """`load_into` with B times `strength`: a compiled block asks for the scales that PEFT keeps, not for a parameter's values.
+def places_of(transformer: MochiTransformer3DModel, name: str) -> dict[str, nn.Parameter]:
+    """The parameters of the adapter called `name`, by their names in a file; they stay the same ones when the model moves.
 
-    DoRA's norm takes B times its scale as well, so that this is the same for it.
+    To be kept by who fills them often: finding them is a walk over the whole model, as is all that PEFT does by name.
     """
-    load_into(transformer, adapter, name)
+    found = {}
     for key, parameter in transformer.named_parameters():
-        if f".lora_B.{name}." in key:
-            parameter.data.mul_(strength)
+        if match := re.fullmatch(rf"(.*\.lora_\w+)\.{re.escape(name)}(\.weight)", key):
+            found[match[1] if match[1].endswith(".lora_magnitude_vector") else match[1] + match[2]] = parameter
+    return found
+
+
+@torch.no_grad()
+def refill(places: dict[str, nn.Parameter], adapter: Adapter, strength: float) -> None:
+    """Copy an adapter of the same names and shapes into `places_of` one, with B times `strength`: a compiled block asks for the
+    scales that PEFT keeps, not for a parameter's values. DoRA's norm takes B times its scale as well, so it is the same there.
+    """
+    assert places.keys() == adapter.tensors.keys(), f"{adapter.source}: {sorted(places.keys() ^ adapter.tensors.keys())[:3]}"
+    for key, parameter in places.items():
+        tensor = adapter.tensors[key]
+        assert parameter.shape == tensor.shape, f"{adapter.source}: {key}"
+        parameter.copy_(tensor)
+        if ".lora_B." in key:
+            parameter.mul_(strength)
 
 
 @contextmanager

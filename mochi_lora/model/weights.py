@@ -116,8 +116,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         return MochiTransformer3DModel.load_config(folder)
     except OSError as error:
-        message = f"{folder}: no readable config.json; is the download complete?"
-        raise UserError(message) from error
+        inside = folder / "transformer"
+        whole = inside.is_dir() and not (folder / "config.json").exists()
+        remedy = f"it is a whole model: give {inside} or {folder / 'vae'}" if whole else "is the download complete?"
+        raise UserError(f"{folder}: no readable config.json; {remedy}") from error
 
 
 def stored_precision(config: dict[str, Any]) -> str | None:

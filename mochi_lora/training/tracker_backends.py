@@ -19,7 +19,7 @@ from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 
 from mochi_lora.config.schema import TrackingConfig
 from mochi_lora.console import console
-from mochi_lora.errors import UserError
+from mochi_lora.errors import UserError, install_command
 
 Record = dict[str, Any]
 META = {"step", "time", "kind", "videos", "adapter", "report"}
@@ -217,7 +217,7 @@ def open_trackio(session: Session) -> Backend:
 
     Raises UserError if trackio is missing or set up to write to a server: what a server holds cannot be counted.
     """
-    _require("trackio", "trackio", "pip install 'mochi-lora[trackio]'")
+    _require("trackio", "trackio", install_command("trackio"))
     if found := [name for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL") if os.environ.get(name)]:
         message = f"trackio: {found[0]} is set, but runs are written locally; unset it and publish later with `trackio sync`"
         raise UserError(message)
@@ -261,7 +261,7 @@ def open_tensorboard(session: Session) -> Backend:
 
     Raises UserError if TensorBoard is missing.
     """
-    _require("tensorboard", "tensorboard", "pip install 'mochi-lora[tensorboard]'")
+    _require("tensorboard", "tensorboard", install_command("tensorboard"))
     for events in (session.folder / "tensorboard").glob("events.out.tfevents.*"):
         events.unlink()
     tracker = TensorBoardTracker("tensorboard", logging_dir=str(session.folder))

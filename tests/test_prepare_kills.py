@@ -1,0 +1,86 @@
+"""SIGKILL at file operations all through `mochi-lora prepare`, then the same command again: the same tables, every caption."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scenes import black, scene, write
+from warm_processes import Watch, ended, start
+
+pytestmark = pytest.mark.slow
+
+STRIDE = 7  # coprime to the operations of one file, so that every kind of moment comes; 1 takes seven times as long
+TABLES = ("split.jsonl", "clips.jsonl", "refused.jsonl", "footage.jsonl", "filter.json")
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory, tiny):
+    """Words of the whole command, and the folder beside which everything lies; `prepared` is what an unkilled run makes."""
+    folder = tmp_path_factory.mktemp("kills")
+    (folder / "footage").mkdir()
+    write(folder / "footage" / "one.mp4", np.concatenate([scene(1, 60, detail=5), scene(2, 60, detail=7)]))
+    write(folder / "footage" / "two.mkv", np.concatenate([scene(3, 60, detail=5), black(40), scene(4, 60, detail=4)]))
+    (folder / "footage" / "broken.mp4").write_bytes(b"no film")
+    (folder / "footage" / "one.txt").write_text("A scene of clouds.")  # with no model, some clip has to have a caption
+    (folder / "film.yaml").write_text(f"prepare: {{footage: {folder}/footage, folder: {folder}/prepared, workers: 1}}\n")
+    settings = ("--caption.model", "null", "--model.base", str(tiny))
+    words = ["prepare", "--config", str(folder / "film.yaml"), *settings]
+    assert ended(start(words, folder / "log", watch=Watch(folder / "prepared", folder / "count"))) == 0, (
+        folder / "log"
+    ).read_text()
+    return folder, words
+
+
+def tables(folder: Path) -> dict[str, str]:
+    return {name: (folder / name).read_text(encoding="utf-8") for name in TABLES}
+
+
+def files(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*")}
+
+
+def test_a_kill_anywhere_and_the_same_command_again_end_as_if_never_killed(films, tmp_path):
+    """Killed runs lie beside the first: names in the tables are relative to their folder."""
+    folder, words = films
+    operations = int((folder / "count").read_text())
+    assert operations > 30, "surveys and tables"
+    for kill_at in range(1, operations + 1, STRIDE):
+        run = folder / f"killed-at-{kill_at}"
+        again = [*words, "--prepare.folder", str(run)]
+        assert ended(start(again, tmp_path / "log", watch=Watch(run, tmp_path / "count", kill_at))) == -signal.SIGKILL
+        assert ended(start(again, tmp_path / "log")) == 0, (tmp_path / "log").read_text()
+        assert tables(run) == tables(folder / "prepared"), kill_at
+        assert files(run) - {Path("texts.jsonl")} == files(folder / "prepared"), kill_at  # a second filtering writes it
+
+
+def test_no_kill_loses_a_caption_whatever_the_limits_were(films, tmp_path):
+    """Limits that refuse some captioned clips, killed; then the former limits."""
+    folder, words = films
+    captioned, run = tmp_path / "captioned", folder / "changed"
+    shutil.copytree(folder / "prepared", captioned)
+    rows = [json.loads(line) for line in (captioned / "clips.jsonl").read_text().splitlines()]
+    written = [{**row, "text": f"caption {number}"} for number, row in enumerate(rows)]
+    (captioned / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+    sharpness = sorted(row["measures"]["sharpness"] for row in rows)
+    limits = ("--filter.min_sharpness", str(sharpness[2]))
+    back = [*words, "--prepare.folder", str(run), "--only", "filter"]
+
+    def texts() -> list[str]:
+        return [json.loads(line)["text"] for line in (run / "clips.jsonl").read_text().splitlines()]
+
+    shutil.copytree(captioned, run)
+    assert ended(start([*back, *limits], tmp_path / "log", watch=Watch(run, tmp_path / "count"))) == 0
+    assert 0 < len(texts()) < len(rows), "some are refused"
+    for kill_at in range(1, int((tmp_path / "count").read_text()) + 1, STRIDE):
+        for first, then in ((limits, ()), ((), limits)):  # killed on the way there, and on the way back
+            shutil.rmtree(run)
+            shutil.copytree(captioned, run)
+            if not first:
+                assert ended(start([*back, *then], tmp_path / "log")) == 0
+            killed = ended(start([*back, *first], tmp_path / "log", watch=Watch(run, tmp_path / "count", kill_at)))
+            assert killed == -signal.SIGKILL
+            assert ended(start(back, tmp_path / "log")) == 0
+            assert texts() == [row["text"] for row in written], (kill_at, first)
