@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from mochi_lora.cli import main as mochi_lora
-from mochi_lora.commands.run_folder import final_adapter
 from mochi_lora.config.load import load_config
 from mochi_lora.config.schema import Config
 from mochi_lora.data.cache import Cache
@@ -31,6 +30,7 @@ from mochi_lora.model.base import locate
 from mochi_lora.model.flow import LatentStats
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import load_transformer
+from mochi_lora.runs.folder import final_adapter
 from mochi_lora.training.batches import SampleSource
 from mochi_lora.training.heldout import clip_losses
 

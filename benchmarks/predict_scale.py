@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mochi_lora.commands.workloads import adapter_parameters
 from mochi_lora.config.schema import AdapterConfig
 from mochi_lora.engine.cards import card_named
 from mochi_lora.engine.footprint import predict_memory, resident_bytes, weight_bytes
@@ -19,6 +18,7 @@ from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.traffic import step_traffic
 from mochi_lora.engine.workload import AdapterSize, ModelSize, Workload
 from mochi_lora.errors import UserError
+from mochi_lora.runs.workloads import adapter_parameters
 from mochi_lora.spec import Bucket
 
 CARD = card_named("H200")

@@ -1,6 +1,6 @@
 """One video as `mochi-lora sample` makes it, text to mp4, full size and random weights; `sample_step.py --whole` runs it.
 
-The parts come and go as in `mochi_lora.commands.videos`: T5 first and alone, then transformer and VAE, the adapter from a file.
+The parts come and go as in `mochi_lora.runs.videos`: T5 first and alone, then transformer and VAE, the adapter from a file.
 Weights are drawn on the device, so nothing is said about reading them.
 """
 
@@ -20,7 +20,6 @@ from train_step import GIB, about, attach, cap_memory, say
 from train_step import cases as training_cases
 from transformers import T5Config, T5EncoderModel
 
-from mochi_lora.commands.workloads import film_work
 from mochi_lora.config.engine import EngineConfig
 from mochi_lora.config.requests import AdapterChoice
 from mochi_lora.config.schema import Config, SampleConfig
@@ -38,6 +37,7 @@ from mochi_lora.model.text import TextEncoder
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.vae import MochiVae
 from mochi_lora.model.weights import random_transformer
+from mochi_lora.runs.workloads import film_work
 from mochi_lora.spec import Bucket
 from mochi_lora.training.trial import TEXT_TOKENS
 

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 from mochi_lora import __version__, cli_adapters, cli_demo
-from mochi_lora.commands.called import Called
 from mochi_lora.config.load import dump_config, find_config, load_config
 from mochi_lora.config.problems import ConfigError, near_settings
 from mochi_lora.config.reference import json_schema, reference_yaml
@@ -23,6 +22,7 @@ from mochi_lora.config.requests import AdapterChoice, EvaluationRequest, PlanReq
 from mochi_lora.config.schema import Config
 from mochi_lora.console import errors, hush_libraries
 from mochi_lora.errors import UserError
+from mochi_lora.runs.called import Called
 
 _OVERRIDE = re.compile(r"--\w+(\.\w+)+(=.*)?", re.DOTALL)
 _INTERRUPTED = 130

@@ -211,7 +211,7 @@ def _card(arguments: argparse.Namespace) -> None:
 def _publish(arguments: argparse.Namespace) -> None:
     config = _loaded(arguments)
     from mochi_lora.commands import publish
-    from mochi_lora.commands.run_folder import card_folder
+    from mochi_lora.runs.folder import card_folder
 
     publish.run(arguments.folder or card_folder(config), HubTarget(arguments.repo, arguments.private))
 

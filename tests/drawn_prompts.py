@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mochi_lora.commands.models import load_sampler, load_text, sampling_plan
 from mochi_lora.config.load import load_config
 from mochi_lora.config.requests import AdapterChoice
+from mochi_lora.runs.models import load_sampler, load_text, sampling_plan
 from mochi_lora.tiny import world
 from mochi_lora.tiny.pretrained import WEIGHTS
 

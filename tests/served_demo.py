@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from tiny_commands import settings
 
-from mochi_lora.commands.models import load_sampler, load_text, sampling_plan
-from mochi_lora.commands.videos import origin_of
 from mochi_lora.config.load import load_config
 from mochi_lora.config.schema import Config
 from mochi_lora.demo import page, serve
 from mochi_lora.demo.form import Wish
 from mochi_lora.demo.session import Event, Made, Progress, Session
 from mochi_lora.demo.turns import Place, Turns
+from mochi_lora.runs.models import load_sampler, load_text, sampling_plan
+from mochi_lora.runs.videos import origin_of
 
 
 def configuration(tiny: Path, folder: Path) -> tuple[list[str], Config]:

@@ -20,8 +20,6 @@ from synthetic import make_run
 from mochi_lora.cli import main
 from mochi_lora.commands import card, train
 from mochi_lora.commands.card_facts import PUBLIC_SETTINGS
-from mochi_lora.commands.comfyui_copy import copy_path, refuse_unholdable
-from mochi_lora.commands.run_folder import evaluation_folder, final_adapter, sheet_path
 from mochi_lora.config.load import load_config
 from mochi_lora.config.schema import Config
 from mochi_lora.errors import UserError
@@ -35,6 +33,8 @@ from mochi_lora.model.adapter import Adapter
 from mochi_lora.model.adapter_file import load_adapter, read_provenance, save_adapter
 from mochi_lora.report.card import REPOSITORY, is_as_written, with_repository
 from mochi_lora.report.results_file import write_results
+from mochi_lora.runs.comfyui_copy import copy_path, refuse_unholdable
+from mochi_lora.runs.folder import evaluation_folder, final_adapter, sheet_path
 
 NASTY = "a 'fox'\n```\n\"quoted\" \\ | `ticks` <script>alert(1)</script>"
 SETTINGS = {

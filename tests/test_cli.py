@@ -10,10 +10,10 @@ import pytest
 
 from mochi_lora import cli
 from mochi_lora.cli import main, split_overrides
-from mochi_lora.commands.called import Called
 from mochi_lora.config.requests import AdapterChoice, SampleRequest, read_prompt_lines, read_prompts
 from mochi_lora.config.schema import Config
 from mochi_lora.errors import UserError
+from mochi_lora.runs.called import Called
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "wandb", "av", "decord")

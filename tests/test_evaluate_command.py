@@ -186,7 +186,7 @@ def test_a_quick_evaluation_leaves_everything_behind_and_makes_nothing_twice(wor
 
 _KILLED_AT_THE_THIRD = """
 import os, signal, sys
-from mochi_lora.commands import videos
+from mochi_lora.runs import videos
 from mochi_lora.cli import main
 write, made = videos.write_video, []
 def die_at_the_third(*told):

@@ -135,7 +135,6 @@ def test_a_training_step_does_not_wait_for_the_device(road, tmp_path):
     """torch raises on every synchronising call inside the steps between two log lines."""
     from accelerate import Accelerator
 
-    from mochi_lora.commands.models import sampling_plan
     from mochi_lora.config.load import load_config
     from mochi_lora.data.cache import Cache
     from mochi_lora.data.index import read_index
@@ -143,6 +142,7 @@ def test_a_training_step_does_not_wait_for_the_device(road, tmp_path):
     from mochi_lora.model.flow import LatentStats
     from mochi_lora.model.transformer import VelocityModel
     from mochi_lora.model.weights import load_transformer
+    from mochi_lora.runs.models import sampling_plan
     from mochi_lora.training.batches import SampleSource
     from mochi_lora.training.health import Health
     from mochi_lora.training.optimizer import build_optimizer

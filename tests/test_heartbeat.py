@@ -14,11 +14,11 @@ from synthetic import make_run
 from tiny_commands import EXAMPLES
 from warm_processes import Place, ended, start, wait_until
 
-from mochi_lora.commands import videos
-from mochi_lora.commands.previews import Previews
 from mochi_lora.engine import heartbeat
 from mochi_lora.engine.heartbeat import RHYTHM, Heartbeat, PeerGoneError, Rhythm
 from mochi_lora.errors import UserError
+from mochi_lora.runs import videos
+from mochi_lora.runs.previews import Previews
 
 QUICK = Rhythm(beat=0.02, silent=0.4, leave=0.2)
 GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")

@@ -27,7 +27,7 @@ STAGES = (
     "training",
     "inference",
 )
-STAGES += ("tiny", "measures", "curation", "evaluation", "report", "demo", "commands")
+STAGES += ("tiny", "measures", "curation", "evaluation", "report", "demo", "runs", "commands")
 STAGES += ("cli_adapters", "cli_demo", "cli", "__main__")
 TORCH_FREE = ("errors", "spec", "streams", "files", "console", "config", "cli_adapters", "cli_demo", "cli", "__main__")
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "wandb", "av", "decord", "bitsandbytes"}

@@ -7,7 +7,6 @@ import pytest
 from tiny_commands import config_of, make_image, mixed
 
 from mochi_lora.cli import main
-from mochi_lora.commands.identity import run_identity
 from mochi_lora.commands.train import _Sources
 from mochi_lora.config.load import load_config
 from mochi_lora.config.problems import ConfigError
@@ -18,6 +17,7 @@ from mochi_lora.data.index import Index, IndexEntry, index_path, read_index
 from mochi_lora.data.mix import Part, list_part, parts_of, pools_of
 from mochi_lora.data.plan import BatchPlan, Share, plan_epoch
 from mochi_lora.errors import UserError
+from mochi_lora.runs.identity import run_identity
 from mochi_lora.spec import Bucket
 
 WIDE, TALL = Bucket(7, 32, 48), Bucket(7, 48, 32)

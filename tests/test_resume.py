@@ -9,8 +9,8 @@ import pytest
 from synthetic import counterpart, distance, make_run, records, same_tensors
 
 from mochi_lora.cli import main
-from mochi_lora.commands.previews import Previews
-from mochi_lora.commands.run_events import RunEvents
+from mochi_lora.runs.events import RunEvents
+from mochi_lora.runs.previews import Previews
 from mochi_lora.training.batches import SampleSource
 from mochi_lora.training.stopping import StopFlag
 

@@ -12,7 +12,6 @@ from tiny_commands import frames_of, settings
 
 from mochi_lora import __version__
 from mochi_lora.cli import main
-from mochi_lora.commands import videos as room
 from mochi_lora.config.schema import AdapterConfig
 from mochi_lora.files import sha256_of_file
 from mochi_lora.inference import live, shots
@@ -21,6 +20,7 @@ from mochi_lora.model.adapter import attach, current
 from mochi_lora.model.adapter_file import save_adapter
 from mochi_lora.model.base import fingerprint
 from mochi_lora.model.weights import load_transformer
+from mochi_lora.runs import videos as room
 
 FOX, BALL = "a fox in the snow", "a red ball"
 

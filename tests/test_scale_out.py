@@ -17,7 +17,7 @@ from synthetic import distance, make_run, records
 from warm_processes import Place, ended, start
 
 from mochi_lora.cli import main
-from mochi_lora.commands import models, processes, run_plan, train
+from mochi_lora.commands import train
 from mochi_lora.config.engine import EngineConfig, parallel_sizes
 from mochi_lora.config.load import load_config
 from mochi_lora.config.schema import Config
@@ -29,6 +29,8 @@ from mochi_lora.engine.resolve import Resolved
 from mochi_lora.engine.workload import AdapterSize, ModelSize, Workload
 from mochi_lora.errors import UserError
 from mochi_lora.inference.playback import read_video
+from mochi_lora.runs import models, processes
+from mochi_lora.runs import plan as plan_room
 from mochi_lora.spec import Bucket
 from mochi_lora.training.checkpoint import newest_checkpoint
 
@@ -258,9 +260,9 @@ def test_auto_splits_the_base_only_where_nothing_fits_and_a_named_layout_is_left
             return Resolved(Plan("cuda", "bf16", "auto", "full", shard=2 if engine.parallel == "shard:2" else 1), None)
         raise (NoPlanFitsError if engine.precision == "auto" else UserError)("no plan fits this GPU")
 
-    monkeypatch.setattr(run_plan, "resolve_plan", full)
-    assert run_plan._resolved(EngineConfig(), WORK, Layout(2), None).shard == 2
-    assert run_plan._resolved(EngineConfig(), None, Layout(2), None).shard == 1
+    monkeypatch.setattr(plan_room, "resolve_plan", full)
+    assert plan_room._resolved(EngineConfig(), WORK, Layout(2), None).shard == 2
+    assert plan_room._resolved(EngineConfig(), None, Layout(2), None).shard == 1
     kept = (
         (EngineConfig(), Layout(1)),
         (EngineConfig(parallel="data:2"), Layout(2)),
@@ -269,7 +271,7 @@ def test_auto_splits_the_base_only_where_nothing_fits_and_a_named_layout_is_left
     )
     for engine, layout in kept:
         with pytest.raises(UserError, match="no plan fits"):
-            run_plan._resolved(engine, WORK, layout, None)
+            plan_room._resolved(engine, WORK, layout, None)
 
 
 def settled(_ranks: Ranks, needed: float) -> tuple[str, float]:
@@ -281,13 +283,13 @@ def settled(_ranks: Ranks, needed: float) -> tuple[str, float]:
             raise NoPlanFitsError(f"rank {dist.get_rank()}: no plan fits {room.device:g} GiB")
         return Resolved(Plan("cuda", "bf16", "auto", "full", shard=shard), None)
 
-    run_plan.resolve_plan = resolve
-    run_plan._expected = lambda _config, plan, _work, _buckets, _device, room: (plan.shard, room.device)
-    run_plan.training_work = run_plan.base_of = lambda *_: None
+    plan_room.resolve_plan = resolve
+    plan_room._expected = lambda _config, plan, _work, _buckets, _device, room: (plan.shard, room.device)
+    plan_room.training_work = plan_room.base_of = lambda *_: None
     processes.room_here = lambda _device: Room(80.0 if dist.get_rank() == 0 else 12.0, 64.0)
     here = SimpleNamespace(device=torch.device("cuda"))
     try:
-        return run_plan.plan_of_run(Config(), None, Path(), [], here, Layout(2))
+        return plan_room.plan_of_run(Config(), None, Path(), [], here, Layout(2))
     except UserError as error:
         return str(error)
 
@@ -317,8 +319,8 @@ def test_ways_to_share_are_all_different_and_each_is_the_layout_of_its_name():
 
 
 def test_a_split_that_auto_came_to_is_checked_like_one_that_was_named(tiny, tmp_path, monkeypatch, capsys):
-    def split(*_given: object) -> run_plan.RunPlan:
-        return run_plan.RunPlan(Plan("cpu", "fp32", "auto", "none", shard=2), None, None)
+    def split(*_given: object) -> plan_room.RunPlan:
+        return plan_room.RunPlan(Plan("cpu", "fp32", "auto", "none", shard=2), None, None)
 
     monkeypatch.setattr(train, "plan_of_run", split)
     path = make_run(tmp_path / "start", tiny, sample={"step_cache": 0.1})
@@ -329,10 +331,10 @@ def test_a_split_that_auto_came_to_is_checked_like_one_that_was_named(tiny, tmp_
 def test_forecasts_know_how_many_processes_talk_and_how_many_of_them_on_this_host(tiny, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setattr(run_plan, "_expected", lambda _config, _plan, work, *_: asked.append(work))
+    monkeypatch.setattr(plan_room, "_expected", lambda _config, _plan, work, *_: asked.append(work))
     config = load_config(make_run(tmp_path / "start", tiny), [])
     processes = SimpleNamespace(device=SimpleNamespace(type="cpu"))
-    run_plan.plan_of_run(config, None, tiny / "transformer", [Bucket(7, 32, 48)], processes, Layout(4))
+    plan_room.plan_of_run(config, None, tiny / "transformer", [Bucket(7, 32, 48)], processes, Layout(4))
     resolve = models.resolve_plan
     monkeypatch.setattr(models, "resolve_plan", lambda engine, work, _room: asked.append(work) or resolve(engine, work))
     models.sampling_plan(config)

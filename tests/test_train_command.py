@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 from synthetic import SMALL, distance, latents_name, make_run, posterior, records, same_tensors
 
 from mochi_lora.cli import main
-from mochi_lora.commands.previews import Previews
-from mochi_lora.commands.run_events import RunEvents
 from mochi_lora.config.load import load_config
 from mochi_lora.data.cache import Cache
 from mochi_lora.data.index import read_index, write_index
 from mochi_lora.data.samples import Posterior
 from mochi_lora.files import only_one
 from mochi_lora.model.adapter_file import load_adapter, read_provenance
+from mochi_lora.runs.events import RunEvents
+from mochi_lora.runs.previews import Previews
 
 
 def train(path: Path, *words: str) -> int:
@@ -394,7 +394,7 @@ def test_an_error_in_a_sample_video_loses_no_step(start, monkeypatch):
     def fail(_self, _model, _done):
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr("mochi_lora.commands.previews.Previews.make", fail)
+    monkeypatch.setattr("mochi_lora.runs.previews.Previews.make", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         train(start, "--train.sample_every", "6", "--train.checkpoint_every", "6")
     monkeypatch.undo()

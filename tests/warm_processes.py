@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 import mochi_lora.commands.train
 from mochi_lora.cli import main
-from mochi_lora.commands.run_events import RunEvents
+from mochi_lora.runs.events import RunEvents
 
 WAIT_SECONDS = 120
 _FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")

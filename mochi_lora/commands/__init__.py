@@ -1,1 +1,1 @@
-"""One module per command: what is plugged into what."""
+"""One module per command, with its parts beside it: what is plugged into what."""

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mochi_lora import __version__
-from mochi_lora.commands import comfyui_copy
 from mochi_lora.commands.card_facts import Shown, history_of, public, to_show, trigger_of
-from mochi_lora.commands.run_folder import card_folder, final_adapter
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
 from mochi_lora.errors import DamagedFileError, UserError
@@ -23,6 +21,8 @@ from mochi_lora.files import remove_abandoned, write_atomic
 from mochi_lora.model.adapter_file import load_adapter, read_provenance, save_adapter
 from mochi_lora.report.card import NAME as README
 from mochi_lora.report.card import Card, Film, is_as_written, licence_of, write_card
+from mochi_lora.runs import comfyui_copy
+from mochi_lora.runs.folder import card_folder, final_adapter
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 _VIDEOS = "videos"

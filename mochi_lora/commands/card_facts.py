@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mochi_lora.commands.run_folder import evaluation_folder, sheet_path
 from mochi_lora.config.schema import Config
 from mochi_lora.errors import UserError
 from mochi_lora.evaluation.results import Evaluation, file_name
@@ -14,6 +13,7 @@ from mochi_lora.inference.shots import adapter_digests
 from mochi_lora.inference.video import video_name
 from mochi_lora.model.adapter_file import read_provenance
 from mochi_lora.report import results_file
+from mochi_lora.runs.folder import evaluation_folder, sheet_path
 
 # Of the configuration in an adapter's header, what holds no path and no text of the user's; None is a whole section.
 PUBLIC_SETTINGS: dict[str, set[str] | None] = {

@@ -8,10 +8,6 @@ from pathlib import Path
 
 import torch
 
-from mochi_lora.commands.models import load_sampler, load_text, sampling_plan
-from mochi_lora.commands.processes import out_of_memory_named
-from mochi_lora.commands.run_folder import best_adapter, final_adapter, step_adapters
-from mochi_lora.commands.videos import origin_of
 from mochi_lora.config.requests import AdapterChoice, DemoRequest
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
@@ -23,6 +19,10 @@ from mochi_lora.errors import UserError, install_command
 from mochi_lora.files import remove_abandoned
 from mochi_lora.inference.shots import short_names
 from mochi_lora.model.adapter_file import load_adapter
+from mochi_lora.runs.folder import best_adapter, final_adapter, step_adapters
+from mochi_lora.runs.models import load_sampler, load_text, sampling_plan
+from mochi_lora.runs.processes import out_of_memory_named
+from mochi_lora.runs.videos import origin_of
 
 
 def run(config: Config, request: DemoRequest) -> None:

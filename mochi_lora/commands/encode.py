@@ -10,9 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from rich.markup import escape
 
-from mochi_lora.commands.called import Called
 from mochi_lora.commands.encode_plan import print_draws, tell_added
-from mochi_lora.commands.processes import LONG_WAIT_MINUTES, open_processes, out_of_memory_named, processes_here
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table, progress_bar
 from mochi_lora.data.ahead import threads_to_read
@@ -28,6 +26,8 @@ from mochi_lora.model.base import fingerprint, locate
 from mochi_lora.model.flow import LatentStats
 from mochi_lora.model.text import TextEncoder, Tokenised, load_tokenizer, refuse_foreign, tokenise
 from mochi_lora.model.vae import MochiVae
+from mochi_lora.runs.called import Called
+from mochi_lora.runs.processes import LONG_WAIT_MINUTES, open_processes, out_of_memory_named, processes_here
 from mochi_lora.spec import Bucket
 
 Kept = tuple[int, EncodedClip]  # with the number of its part

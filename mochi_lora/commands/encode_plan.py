@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
-from mochi_lora.commands.called import Called
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table, progress_bar
 from mochi_lora.data.ahead import begun_ahead, threads_to_read
@@ -17,6 +16,7 @@ from mochi_lora.data.mix import Part, list_part, parts_of, pools_of, where_of
 from mochi_lora.data.sources import ClipSource, Rejection
 from mochi_lora.errors import ClipError, UserError
 from mochi_lora.files import write_text
+from mochi_lora.runs.called import Called
 from mochi_lora.spec import Bucket
 
 Planned = tuple[Part, ClipPlan]

@@ -12,9 +12,6 @@ from mochi_lora.commands import card
 from mochi_lora.commands.evaluation_losses import losses_of
 from mochi_lora.commands.evaluation_output import write_everything, write_sweep_grids
 from mochi_lora.commands.evaluation_scene import Scene, check_networks, set_scene
-from mochi_lora.commands.processes import join_launch, out_of_memory_named
-from mochi_lora.commands.run_folder import evaluation_folder, held_out_losses
-from mochi_lora.commands.videos import make_videos
 from mochi_lora.config.requests import EvaluationRequest
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, progress_bar
@@ -38,6 +35,9 @@ from mochi_lora.files import only_one
 from mochi_lora.measures.backbones import DRAWN_WORLD
 from mochi_lora.measures.catalogue import MEASURES
 from mochi_lora.measures.features import FeatureCache
+from mochi_lora.runs.folder import evaluation_folder, held_out_losses
+from mochi_lora.runs.processes import join_launch, out_of_memory_named
+from mochi_lora.runs.videos import make_videos
 
 _SETS = ("trigger", "plain", "unrelated")
 _T = TypeVar("_T")

@@ -6,10 +6,6 @@ from pathlib import Path
 
 import torch
 
-from mochi_lora.commands.identity import require_same_encoders
-from mochi_lora.commands.models import load_planned
-from mochi_lora.commands.processes import LONG_WAIT_MINUTES, decided, least_room, processes_here
-from mochi_lora.commands.workloads import looking_work
 from mochi_lora.config.schema import Config
 from mochi_lora.console import progress_bar
 from mochi_lora.data.cache import Cache
@@ -25,6 +21,10 @@ from mochi_lora.model.adapter_file import load_adapter
 from mochi_lora.model.base import locate
 from mochi_lora.model.flow import LatentStats
 from mochi_lora.model.transformer import VelocityModel
+from mochi_lora.runs.identity import require_same_encoders
+from mochi_lora.runs.models import load_planned
+from mochi_lora.runs.processes import LONG_WAIT_MINUTES, decided, least_room, processes_here
+from mochi_lora.runs.workloads import looking_work
 from mochi_lora.spec import Bucket
 from mochi_lora.training.batches import SampleSource
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from mochi_lora.commands.run_folder import evaluation_folder, final_adapter, step_adapters
 from mochi_lora.config.requests import EvaluationRequest
 from mochi_lora.config.schema import BackbonesConfig, Config
 from mochi_lora.console import console, progress_bar
@@ -23,6 +22,7 @@ from mochi_lora.evaluation.videos import from_videos
 from mochi_lora.files import sha256_of_file
 from mochi_lora.measures.aesthetic_head import load_aesthetic_head
 from mochi_lora.measures.backbones import DRAWN_WORLD, unavailable
+from mochi_lora.runs.folder import evaluation_folder, final_adapter, step_adapters
 
 # Of the data set. Every reference goes through three networks. A training clip is decoded once, and then takes 0.04 s of
 # looking for copies of it among 512, on one core.

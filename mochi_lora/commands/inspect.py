@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from mochi_lora.commands.decoder import load_decoder
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table, progress_bar
 from mochi_lora.data.cache import Cache
@@ -13,6 +12,7 @@ from mochi_lora.data.index import Index, IndexEntry, index_path, read_index, rea
 from mochi_lora.engine.plan import resolve_device
 from mochi_lora.errors import DamagedFileError
 from mochi_lora.inference.video import to_uint8, video_name, write_contact_sheet, write_mp4
+from mochi_lora.runs.decoder import load_decoder
 
 _CAPTION_WIDTH = 60
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from mochi_lora.commands.plan_layouts import Launch, print_layouts
-from mochi_lora.commands.workloads import base_or_published, film_work, training_work
 from mochi_lora.config.engine import EngineConfig
 from mochi_lora.config.requests import PlanRequest
 from mochi_lora.config.schema import Config
@@ -44,6 +43,7 @@ from mochi_lora.model import adapter as lora
 from mochi_lora.model.base import locate
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import random_transformer, read_config
+from mochi_lora.runs.workloads import base_or_published, film_work, training_work
 from mochi_lora.spec import Bucket
 from mochi_lora.training.trial import Trial, random_steps, run_trial
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-from mochi_lora.commands.called import Called
 from mochi_lora.commands.prepare_tables import Source, print_distributions, print_footage
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table, progress_bar
@@ -27,6 +26,7 @@ from mochi_lora.curation.manifest import (
 from mochi_lora.curation.split import split_source
 from mochi_lora.errors import ClipError, UserError
 from mochi_lora.files import only_one, remove_abandoned, write_json
+from mochi_lora.runs.called import Called
 from mochi_lora.spec import Bucket
 
 Step = Literal["split", "filter"]

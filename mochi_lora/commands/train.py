@@ -14,15 +14,6 @@ from typing import Any
 from accelerate import Accelerator
 
 from mochi_lora.commands import card, publish
-from mochi_lora.commands.comfyui_copy import refuse_settings
-from mochi_lora.commands.identity import require_same, require_same_encoders, run_identity
-from mochi_lora.commands.models import load_planned
-from mochi_lora.commands.previews import Previews
-from mochi_lora.commands.processes import open_processes, out_of_memory_named
-from mochi_lora.commands.run_events import RunEvents, RunState
-from mochi_lora.commands.run_folder import card_folder, checkpoints, final_adapter, final_is_missing, videos_missing
-from mochi_lora.commands.run_plan import plan_of_run
-from mochi_lora.commands.workloads import base_of, film_work
 from mochi_lora.config.load import dump_config
 from mochi_lora.config.requests import HubTarget
 from mochi_lora.config.schema import Config
@@ -43,6 +34,15 @@ from mochi_lora.model.base import fingerprint, locate
 from mochi_lora.model.flow import LatentStats
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import LoadedTransformer
+from mochi_lora.runs.comfyui_copy import refuse_settings
+from mochi_lora.runs.events import RunEvents, RunState
+from mochi_lora.runs.folder import card_folder, checkpoints, final_adapter, final_is_missing, videos_missing
+from mochi_lora.runs.identity import require_same, require_same_encoders, run_identity
+from mochi_lora.runs.models import load_planned
+from mochi_lora.runs.plan import plan_of_run
+from mochi_lora.runs.previews import Previews
+from mochi_lora.runs.processes import open_processes, out_of_memory_named
+from mochi_lora.runs.workloads import base_of, film_work
 from mochi_lora.spec import Bucket
 from mochi_lora.training.average import MovingAverage
 from mochi_lora.training.batches import Batch, MicroSteps, SampleSource, steps_from

@@ -5,9 +5,6 @@ from pathlib import Path
 
 import torch
 
-from mochi_lora.commands.decoder import load_decoder
-from mochi_lora.commands.processes import processes_here
-from mochi_lora.commands.workloads import sampling_work
 from mochi_lora.config.schema import Config
 from mochi_lora.engine.choice import Room
 from mochi_lora.engine.mesh import ALONE, Ranks, layout_of
@@ -20,6 +17,9 @@ from mochi_lora.model.base import locate
 from mochi_lora.model.text import TextEncoder
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import LoadedTransformer, load_transformer, read_config
+from mochi_lora.runs.decoder import load_decoder
+from mochi_lora.runs.processes import processes_here
+from mochi_lora.runs.workloads import sampling_work
 
 
 def sampling_plan(config: Config, *, with_text: bool = False, ranks: Ranks = ALONE, room: Room | None = None) -> Plan:

@@ -11,7 +11,6 @@ import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import ProjectConfiguration
 
-from mochi_lora.commands.workloads import base_here, film_work
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
 from mochi_lora.engine.choice import Room, room_here
@@ -19,6 +18,7 @@ from mochi_lora.engine.heartbeat import watch_peers
 from mochi_lora.engine.mesh import ALONE, Ranks, check_layout, gathered, layout_of, open_ranks
 from mochi_lora.engine.plan import resolve_device
 from mochi_lora.errors import UserError
+from mochi_lora.runs.workloads import base_here, film_work
 
 _WHAT_MAKES_IT_FIT = (
     "What makes it fit, in this order: engine.plan smallest with every other part of engine on auto (it costs time only), then "

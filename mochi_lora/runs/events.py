@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 
-from mochi_lora.commands.comfyui_copy import copy_path, refuse_unholdable, write_copy
-from mochi_lora.commands.identity import BASE
-from mochi_lora.commands.previews import Previews
-from mochi_lora.commands.run_folder import (
+from mochi_lora.config.schema import Config
+from mochi_lora.engine.mesh import share_out
+from mochi_lora.model import adapter as lora
+from mochi_lora.model.adapter_file import save_adapter
+from mochi_lora.model.transformer import VelocityModel
+from mochi_lora.runs.comfyui_copy import copy_path, refuse_unholdable, write_copy
+from mochi_lora.runs.folder import (
     best_adapter,
     checkpoints,
     final_adapter,
@@ -20,12 +23,9 @@ from mochi_lora.commands.run_folder import (
     step_adapter,
     videos_missing,
 )
-from mochi_lora.commands.run_plan import RunPlan
-from mochi_lora.config.schema import Config
-from mochi_lora.engine.mesh import share_out
-from mochi_lora.model import adapter as lora
-from mochi_lora.model.adapter_file import save_adapter
-from mochi_lora.model.transformer import VelocityModel
+from mochi_lora.runs.identity import BASE
+from mochi_lora.runs.plan import RunPlan
+from mochi_lora.runs.previews import Previews
 from mochi_lora.training.batches import SampleSource
 from mochi_lora.training.checkpoint import save_checkpoint
 from mochi_lora.training.heldout import HeldOutLoss, clip_losses, summarise

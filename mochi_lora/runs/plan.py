@@ -7,8 +7,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from mochi_lora.commands.processes import decided, least_room, processes_here
-from mochi_lora.commands.workloads import base_of, training_work
 from mochi_lora.config.engine import EngineConfig
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
@@ -19,6 +17,8 @@ from mochi_lora.engine.pace import mean_seconds
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.resolve import resolve_plan
 from mochi_lora.engine.workload import Workload
+from mochi_lora.runs.processes import decided, least_room, processes_here
+from mochi_lora.runs.workloads import base_of, training_work
 from mochi_lora.spec import Bucket
 from mochi_lora.training.checkpoint import Checkpoint
 

@@ -14,8 +14,6 @@ import torch
 import torch.distributed as dist
 
 from mochi_lora import __version__
-from mochi_lora.commands.models import load_sampler, load_text, sampling_plan
-from mochi_lora.commands.processes import agreed, decided, least_room
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, progress_bar
 from mochi_lora.data.samples import TextEmbedding
@@ -27,6 +25,8 @@ from mochi_lora.inference.prompts import embed_prompts
 from mochi_lora.inference.shots import Shot, describe, in_switching_order, is_made, told_settings, write_video
 from mochi_lora.model.adapter_file import load_adapter
 from mochi_lora.model.base import fingerprint, locate
+from mochi_lora.runs.models import load_sampler, load_text, sampling_plan
+from mochi_lora.runs.processes import agreed, decided, least_room
 
 _ABANDONED_SECONDS = 600.0  # nobody takes that long to write one video
 
