@@ -12,20 +12,18 @@ out of memory or fails is a line with its error. Predictions and outcomes belong
 """
 
 import argparse
-import platform
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKLMochi
-from train_step import GIB, RESULTS, STOCK, append, cap_memory
+from encode_lines import about, buckets_of, forget_peaks, made_vae, measured, our_vae, peaks, spread
+from encode_work import folder_lines, text_lines
+from train_step import RESULTS, STOCK, append, cap_memory
 
-from mochi_lora.model.vae import CHUNK_ELEMENTS, MochiVae
+from mochi_lora.model.vae import CHUNK_ELEMENTS
 from mochi_lora.model.vae_upstream import mend
 from mochi_lora.spec import TRAINED_HEIGHT, TRAINED_WIDTH, Bucket
 
@@ -49,9 +47,7 @@ def main() -> None:
 def _lines(what: str, arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
     if what in ("encode", "decode"):
         return _vae_lines(what, arguments, device)
-    import encode_work  # noqa: PLC0415 - beside this file, which it imports
-
-    return encode_work.folder_lines(arguments, device) if what == "folder" else encode_work.text_lines(arguments, device)
+    return folder_lines(arguments, device) if what == "folder" else text_lines(arguments, device)
 
 
 def _vae_lines(what: str, arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
@@ -94,19 +90,6 @@ class _Side:
         return _stock(self._arguments, self._what, self._device)
 
 
-def buckets_of(arguments: argparse.Namespace) -> list[Bucket]:
-    """The shapes asked for."""
-    return [Bucket(frames, arguments.height, arguments.width) for frames in arguments.frames]
-
-
-def measured(told: dict[str, Any], figures: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A whole line; what `figures` fails with is recorded instead of them."""
-    try:
-        return told | figures()
-    except (torch.OutOfMemoryError, RuntimeError, NotImplementedError) as error:
-        return told | {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-
-
 def measure(work: Work, clip: torch.Tensor, arguments: argparse.Namespace) -> tuple[dict[str, Any], torch.Tensor]:
     """Warm up, then time one clip after the other; the device is waited for at the end of each."""
     cuda = clip.is_cuda
@@ -131,26 +114,6 @@ def measure(work: Work, clip: torch.Tensor, arguments: argparse.Namespace) -> tu
     return line, result.cpu()
 
 
-def spread(seconds: list[float]) -> dict[str, float]:
-    """Of the timed runs."""
-    return {"min": min(seconds), "median": statistics.median(seconds), "max": max(seconds)}
-
-
-def forget_peaks(device: torch.device) -> None:
-    """`peaks` says what comes after."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peaks(device: torch.device) -> dict[str, float | None]:
-    """The most memory since `forget_peaks`."""
-    if device.type != "cuda":
-        return {"peak_gib": None, "allocated_gib": None}
-    return {"peak_gib": torch.cuda.max_memory_reserved() / GIB, "allocated_gib": torch.cuda.max_memory_allocated() / GIB}
-
-
 def taken(what: str, bucket: Bucket) -> torch.Tensor:
     """What the task takes: noise, the same for everybody."""
     generator = torch.Generator().manual_seed(bucket.frames)
@@ -161,11 +124,6 @@ def taken(what: str, bucket: Bucket) -> torch.Tensor:
 
 def _results(work: Work, what: str, buckets: list[Bucket], device: torch.device) -> dict[Bucket, torch.Tensor]:
     return {bucket: work(taken(what, bucket).to(device)).cpu() for bucket in buckets}
-
-
-def our_vae(arguments: argparse.Namespace, device: torch.device, precision: Literal["bf16", "fp32"]) -> MochiVae:
-    """As `encode` runs it."""
-    return MochiVae(_module(arguments).to(device), precision=precision, chunk_elements=arguments.chunk)
 
 
 def _ours(arguments: argparse.Namespace, what: str, device: torch.device, precision: Literal["bf16", "fp32"]) -> Work:
@@ -181,7 +139,7 @@ def _ours(arguments: argparse.Namespace, what: str, device: torch.device, precis
 
 
 def _stock(arguments: argparse.Namespace, what: str, device: torch.device) -> Work:
-    module = _module(arguments).to(device)
+    module = made_vae(arguments).to(device)
     mend(module)
     low = arguments.precision == "bf16"
 
@@ -201,38 +159,8 @@ def _stock(arguments: argparse.Namespace, what: str, device: torch.device) -> Wo
     return decode
 
 
-def _module(arguments: argparse.Namespace) -> AutoencoderKLMochi:
-    """The published dimensions are the class's defaults; --channels makes it small enough to try."""
-    small: dict[str, Any] = {}
-    if arguments.channels:
-        widths = (arguments.channels,) * 4
-        small = {"encoder_block_out_channels": widths, "decoder_block_out_channels": widths, "layers_per_block": (1,) * 5}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return AutoencoderKLMochi(**small).requires_grad_(requires_grad=False).eval()
-
-
 def _distance(result: torch.Tensor, expected: torch.Tensor | None) -> float | None:
     return None if expected is None else float((result - expected).norm() / expected.norm())
-
-
-def about(arguments: argparse.Namespace, what: str, bucket: Bucket | None, more: dict[str, Any]) -> dict[str, Any]:
-    """The fields that every line has: what ran, and on what. `more` may replace parts of the plan."""
-    plan = {"precision": arguments.precision, "chunk_elements": arguments.chunk, "cudnn_benchmark": arguments.cudnn_benchmark}
-    return {
-        "benchmark": "encode",
-        "what": what,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none (CPU)",
-        "world_size": 1,
-        "frames": bucket.frames if bucket else None,
-        "height": bucket.height if bucket else None,
-        "width": bucket.width if bucket else None,
-        "plan": plan,
-        "memory_cap_gib": arguments.memory_cap_gib,
-        "channels": arguments.channels,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "diffusers", "av")},
-        **more,
-    }
 
 
 def _arguments() -> argparse.Namespace:

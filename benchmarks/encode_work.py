@@ -19,7 +19,7 @@ import av
 import numpy as np
 import torch
 from av.video.frame import VideoFrame
-from encode import about, buckets_of, forget_peaks, measured, our_vae, peaks, spread
+from encode_lines import about, buckets_of, forget_peaks, measured, our_vae, peaks, spread
 from train_step import running
 from whole_video import T5_WIDTH, MadeUpWords, random_t5
 

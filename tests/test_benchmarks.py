@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import encode  # noqa: E402
+import encode_lines  # noqa: E402
 import fit_plan  # noqa: E402
 import predict_scale  # noqa: E402
 import result_tables  # noqa: E402
@@ -273,7 +274,10 @@ def test_a_case_that_runs_out_of_memory_is_a_line_and_ours_runs_before_the_yards
     def full():
         raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
 
-    assert encode.measured({"what": "encode"}, full) == {"what": "encode", "error": "OutOfMemoryError: CUDA out of memory."}
+    assert encode_lines.measured({"what": "encode"}, full) == {
+        "what": "encode",
+        "error": "OutOfMemoryError: CUDA out of memory.",
+    }
     monkeypatch.setattr(sys, "argv", ["encode.py", "--memory-cap-gib", "23"])
     assert encode._arguments().implementation == ["mochi-lora", "diffusers"]
 
