@@ -12,9 +12,8 @@ from itertools import chain
 import torch
 from torch import nn
 
-from mochi_lora.engine.checkpoints import Block, modes_of, run_block
+from mochi_lora.engine.checkpoints import Block, RotaryTables, modes_of, run_block
 from mochi_lora.engine.compiled import CompiledBlocks
-from mochi_lora.engine.joint_block import RotaryTables
 from mochi_lora.engine.mesh import ALONE, Ranks
 from mochi_lora.engine.offload import ActivationOffload
 from mochi_lora.engine.plan import Plan

@@ -24,10 +24,11 @@ from torch.utils.checkpoint import (
 )
 
 from mochi_lora.config.engine import Mode, checkpointing_runs
-from mochi_lora.engine.joint_block import RotaryTables
 from mochi_lora.engine.kernels import ATTENTION_OPS
 from mochi_lora.engine.quantised import weight_only_product
 
+# (cos, sin) [V, heads, head size / 2] float32
+RotaryTables = tuple[torch.Tensor, torch.Tensor]
 # (visual [B, V, width], text [B, L, text width], conditioning [B, width], valid text lengths, tables) -> (visual, text)
 Block = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, ...], RotaryTables], tuple[torch.Tensor, torch.Tensor]]
 # The two context managers of a checkpoint: of the forward pass, and of the second one in the backward.

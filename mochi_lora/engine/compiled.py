@@ -16,8 +16,7 @@ from torch import _dynamo, nn
 
 from mochi_lora.config.engine import Mode
 from mochi_lora.engine.attention import host_lengths
-from mochi_lora.engine.checkpoints import run_block
-from mochi_lora.engine.joint_block import RotaryTables
+from mochi_lora.engine.checkpoints import RotaryTables, run_block
 
 BACKEND = "inductor"
 # Video sizes that get kernels of their own; from the next one on a single set of kernels serves all further sizes.

@@ -13,11 +13,9 @@ from diffusers.models.transformers.transformer_mochi import MochiTransformerBloc
 from torch import nn
 
 from mochi_lora.engine.adapted import takes_codes
+from mochi_lora.engine.checkpoints import RotaryTables
 from mochi_lora.engine.gating import install_gates, reads_codes
 from mochi_lora.engine.residual import added, added_and_normalised, normalised
-
-# (cos, sin) [V, heads, head size / 2] float32
-RotaryTables = tuple[torch.Tensor, torch.Tensor]
 
 
 class JointBlock(nn.Module):

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mochi_lora.engine.checkpoints import Block
-from mochi_lora.engine.joint_block import RotaryTables
+from mochi_lora.engine.checkpoints import Block, RotaryTables
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.transfer import Copied, CopyLane, HostMemory
 

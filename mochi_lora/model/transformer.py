@@ -18,8 +18,9 @@ from torch import nn
 from mochi_lora.data.samples import TextEmbedding
 from mochi_lora.engine.attention import install_attention
 from mochi_lora.engine.blocks import wrap_blocks
+from mochi_lora.engine.checkpoints import RotaryTables
 from mochi_lora.engine.context import ContextRanks
-from mochi_lora.engine.joint_block import RotaryTables, install_blocks
+from mochi_lora.engine.joint_block import install_blocks
 from mochi_lora.engine.mesh import ALONE, Ranks
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.precision import compute_dtype
