@@ -1,6 +1,7 @@
 """Processes of a launch notice within a minute that one of them failed or is gone, whatever they wait for themselves."""
 
 import os
+import re
 import signal
 import socket
 import threading
@@ -254,7 +255,9 @@ def test_a_rank_that_was_killed_is_missed_within_a_minute_by_one_that_waits_for_
     killed = time.monotonic()
     assert ended(ranks[1 - victim]) == 1
     assert time.monotonic() - killed < 60
-    assert f"error: rank {victim} (host {socket.gethostname()}) is gone: " in told(tmp_path, 1 - victim)
+    # A host that was lost before it was heard has no name.
+    host = rf"( \(host {re.escape(socket.gethostname())}\))?"
+    assert re.search(rf"error: rank {victim}{host} is gone: ", told(tmp_path, 1 - victim))
 
 
 @pytest.mark.slow

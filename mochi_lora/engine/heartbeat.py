@@ -41,7 +41,7 @@ class Rhythm:
     """Seconds. A lost rank is told everywhere after `silent` + 2 x `beat` + `leave`: less than a minute."""
 
     beat: float = 2.0
-    silent: float = 45.0  # 3 s is the longest that a call was seen to hold the interpreter (pickling 3 million objects)
+    silent: float = 40.0  # 3 s is the longest that a call was seen to hold the interpreter (pickling 3 million objects)
     leave: float = 8.0  # for the main thread to end by itself: it may be writing down what it failed at
 
 
@@ -100,7 +100,9 @@ class Heartbeat:
                 with self._turn:
                     self._rounds += 1
                     self._turn.notify_all()
-                    self._turn.wait_for(lambda: self._over or self._hurried, self._rhythm.beat)
+                    # Soon again until everybody was heard: a message shall name the host of who is lost.
+                    heard = len(self._beats) == len(self._watched)
+                    self._turn.wait_for(lambda: self._over or self._hurried, self._rhythm.beat / (1 if heard else 10))
                     self._hurried = False
             self._farewell()
         except dist.DistError as error:  # the first process, or who started it, ends the store when it ends
