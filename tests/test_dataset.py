@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from tiny_commands import frames_of
 
@@ -75,8 +76,11 @@ def test_the_same_set_is_kept_and_gives_the_same_frames(drawn, tmp_path):
     again = draw_set(tmp_path / "again", wanted, on_clip=calls.append)
     assert calls == list(range(1, COUNT + 1))
     for index in (0, COUNT - 1):
-        for name in (f"{index:03d}.mp4", f"{index:03d}.txt"):
-            assert (again / name).read_bytes() == (folder / name).read_bytes()
+        film, text = f"{index:03d}.mp4", f"{index:03d}.txt"
+        assert (again / text).read_bytes() == (folder / text).read_bytes()
+        # Not the bytes: on a busy machine x264 was seen to write others. Another scene differs by tens of levels.
+        one, other = (frames_of(place / film).astype(np.float32) for place in (folder, again))
+        assert np.abs(one - other).mean() < 0.5
 
 
 @pytest.mark.parametrize("change", [{"style": "chalk"}, {"count": 3}, {"motions": ("circles",)}, {"seed": 1}])
