@@ -345,7 +345,7 @@ def _train(arguments: argparse.Namespace) -> None:
     config, push = _loaded(arguments), cli_adapters.hub_target(arguments)
     from mochi_lora.commands import train
 
-    train.run(config, fresh=arguments.fresh, push=push)
+    train.run(config, fresh=arguments.fresh, push=push, called=_called(arguments))
 
 
 def _sample(arguments: argparse.Namespace) -> None:

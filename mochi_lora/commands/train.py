@@ -34,6 +34,7 @@ from mochi_lora.model.base import fingerprint, locate
 from mochi_lora.model.flow import LatentStats
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import LoadedTransformer
+from mochi_lora.runs.called import Called
 from mochi_lora.runs.comfyui_copy import refuse_settings
 from mochi_lora.runs.events import RunEvents, RunState
 from mochi_lora.runs.folder import card_folder, checkpoints, final_adapter, final_is_missing, videos_missing
@@ -55,7 +56,7 @@ from mochi_lora.training.tracking import Silent, Tracker, open_trackers
 from mochi_lora.training.trainer import Learner, run_loop
 
 
-def run(config: Config, *, fresh: bool, push: HubTarget | None = None) -> None:
+def run(config: Config, *, fresh: bool, push: HubTarget | None = None, called: Called = Called()) -> None:  # noqa: B008
     """Train, or go on training; a finished run gets its model card, and is published if asked for.
 
     Raises UserError for whatever a person can mend.
@@ -70,6 +71,7 @@ def run(config: Config, *, fresh: bool, push: HubTarget | None = None) -> None:
         sys.exit(128 + stopped)  # what was asked for is not done
     if main:
         _hand_over(config, push)
+        called.say_next('sample --prompt "..."')
 
 
 def _train_alone(config: Config, processes: Accelerator, *, fresh: bool) -> int:
@@ -316,7 +318,4 @@ def _farewell(config: Config, done: int, stopped: int) -> None:
         name = signal.Signals(stopped).name
         console.print(f"stopped by {name} after step {done}, which is saved; the same command continues")
         return
-    console.print(
-        f'adapter  {final_adapter(config)}\nnext     mochi-lora sample --config <the same file> --prompt "..."',
-        markup=False,
-    )
+    console.print(f"adapter  {final_adapter(config)}", markup=False)

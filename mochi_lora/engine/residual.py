@@ -120,16 +120,7 @@ def residual_norm(
     return made
 
 
-@residual_norm.register_fake
-def _residual_norm_fake(
-    x: torch.Tensor,
-    y: torch.Tensor | None,
-    _: torch.Tensor | None,
-    factor: torch.Tensor | None,
-    __: float,
-    coded: bool,  # noqa: FBT001
-) -> list[torch.Tensor]:
-    return _room(x, y, factor, coded=coded)
+residual_norm.register_fake(lambda x, y, _gate, factor, _eps, coded: _room(x, y, factor, coded=coded))
 
 
 def _room(x: torch.Tensor, y: torch.Tensor | None, factor: torch.Tensor | None, *, coded: bool) -> list[torch.Tensor]:
@@ -157,11 +148,7 @@ def residual_norm_gradient(
     return made
 
 
-@residual_norm_gradient.register_fake
-def _residual_norm_gradient_fake(
-    above: torch.Tensor, normed_above: torch.Tensor | None, _: torch.Tensor | None, y: torch.Tensor | None, *__: object
-) -> list[torch.Tensor]:
-    return _gradient_room(above, normed_above, y)
+residual_norm_gradient.register_fake(lambda above, normed_above, _total, y, *_: _gradient_room(above, normed_above, y))
 
 
 def _gradient_room(above: torch.Tensor, *wanted: torch.Tensor | None) -> list[torch.Tensor]:
