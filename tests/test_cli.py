@@ -60,7 +60,10 @@ def test_train_continues_unless_told_to_start_over(command, config_file):
     calls = command("train")
     assert main(["train", "--config", config_file]) == 0
     assert main(["train", "--train.steps", "400", "--fresh", "--config", config_file]) == 0
-    assert [named for _, named in calls] == [{"fresh": False, "push": None}, {"fresh": True, "push": None}]
+    assert [named for _, named in calls] == [
+        {"fresh": False, "push": None, "called": Called("some.yaml")},
+        {"fresh": True, "push": None, "called": Called("some.yaml", ("--train.steps", "400"))},
+    ]
     assert [given[0].train.steps for given, _ in calls] == [300, 400]
 
 
