@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from av.video.frame import VideoFrame
 from encode_lines import about, buckets_of, forget_peaks, measured, our_vae, peaks, spread
-from train_step import running
+from kernel_times import running
 from whole_video import T5_WIDTH, MadeUpWords, random_t5
 
 from mochi_lora.data.ahead import threads_to_read

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from diffusers import MochiTransformer3DModel
+from kernel_times import PROFILED_STEPS, profiled
 from peft import LoraConfig
 
 from mochi_lora.config.engine import checkpointing_runs
@@ -133,7 +134,8 @@ class Bench:
             trial = run_trial(steps, self._device, arguments.warmup)
             found = figures(trial)
             if arguments.profile and self._device.type == "cuda":
-                found |= profiled(list(self._steps(case, Path(folder), 5)), self._device, arguments.profile_folder, case)
+                steps = self._steps(case, Path(folder), PROFILED_STEPS)
+                found |= profiled(steps, self._device, arguments.profile_folder, name_of(case))
         return found
 
     def _steps(self, case: Case, folder: Path, count: int) -> Iterator[Step]:
@@ -156,6 +158,13 @@ class Bench:
         told = forecast(case.plan, work, card_of(self._device))
         step = dict(told.footprint.moments)["training"]
         return {"step_seconds": told.seconds, "allocated_gib": step, "pinned_gib": told.footprint.pinned}
+
+
+def name_of(case: Case) -> str:
+    """Of a file about the case."""
+    plan = case.plan
+    name = f"{case.bucket}-{plan.precision}-{plan.attention}-{plan.checkpointing}-{plan.block_swap}"
+    return name.replace(":", "_").replace(",", "+")
 
 
 def cap_memory(gib: float | None, device: torch.device) -> None:
@@ -194,67 +203,6 @@ def figures(trial: Trial) -> dict[str, Any]:
         "finite": bool(torch.isfinite(torch.tensor(trial.losses)).all()),
         "losses": [round(loss, 6) for loss in trial.losses],
     }
-
-
-def profiled(steps: list[Step], device: torch.device, folder: Path, case: Case) -> dict[str, Any]:
-    """Host waits inside a step, the share of two steps' time in which no kernel ran, and a file with the longest kernels."""
-    for step in steps[:2]:
-        step()
-    torch.cuda.synchronize(device)
-    waits = host_waits(steps[2])
-    profile, _, busy = kernels_of(lambda: [step() for step in steps[3:5]], device)
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{case.bucket}-{case.plan.precision}-{case.plan.attention}-{case.plan.checkpointing}-{case.plan.block_swap}"
-    table = profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=90)
-    (folder / f"{name.replace(':', '_').replace(',', '+')}.txt").write_text(table)
-    return {"gpu_idle_share": 1 - busy, "host_waits_per_step": len(waits), "host_waits": waits}
-
-
-def kernels_of(work: Callable[[], object], device: torch.device) -> tuple[torch.profiler.profile, float, float]:
-    """What the GPU did, the seconds `work` took until all of it was done, and the share of them in which a kernel ran."""
-    # Kernels alone: to record the host's calls as well slows the host down, and the GPU then waits for it.
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        start = time.perf_counter()
-        work()
-        torch.cuda.synchronize(device)
-        wall = time.perf_counter() - start
-    kernels = [event for event in profile.profiler.kineto_results.events() if "cuda" in str(event.device_type()).lower()]
-    spans = [(event.start_ns(), event.start_ns() + event.duration_ns()) for event in kernels]
-    return profile, wall, busy_seconds(spans) / wall
-
-
-def running(work: Callable[[], object], device: torch.device) -> tuple[float, float | None]:
-    """Seconds that `work` takes, and on a GPU the share of them in which a kernel ran."""
-    if device.type == "cuda":
-        return kernels_of(work, device)[1:]
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start, None
-
-
-def host_waits(step: Step) -> list[str]:
-    """Where one step waits for the GPU, as torch's debug mode warns of it; the health check's own wait is not the step's."""
-    import warnings  # noqa: PLC0415 - this function alone
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    # "called a synchronizing ..." is a wait; the mode's first warning, that it is a prototype, is not.
-    waits = [f"{Path(found.filename).name}:{found.lineno}" for found in caught if "called a synchroniz" in str(found.message)]
-    return [wait for wait in waits if not wait.startswith("health.py")]
-
-
-def busy_seconds(spans: list[tuple[int, int]]) -> float:
-    """Length of the union of intervals in nanoseconds: kernels on several streams overlap."""
-    total, reached = 0, -1
-    for begin, end in sorted(spans):
-        total += max(0, end - max(begin, reached))
-        reached = max(reached, end)
-    return total / 1e9
 
 
 def attach(trainer: str, transformer: MochiTransformer3DModel, rank: int) -> dict[str, torch.nn.Parameter]:

@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import encode  # noqa: E402
 import encode_lines  # noqa: E402
 import fit_plan  # noqa: E402
+import kernel_times  # noqa: E402
 import predict_scale  # noqa: E402
 import result_tables  # noqa: E402
 import sample_step  # noqa: E402
@@ -206,8 +207,13 @@ def test_a_plan_is_read_from_words_and_a_strange_part_is_refused():
 
 
 def test_time_in_which_a_kernel_runs_counts_once():
-    assert train_step.busy_seconds([(0, 10**9), (5 * 10**8, 2 * 10**9), (3 * 10**9, 4 * 10**9)]) == 3.0
-    assert train_step.busy_seconds([(0, 4 * 10**9), (10**9, 2 * 10**9)]) == 4.0
+    made = [kernel_times.Kernel(begin, end, name) for begin, end, name in ((3 * 10**9, 4 * 10**9, "c"), (0, 10**9, "a"))]
+    overlapping = kernel_times.Kernel(5 * 10**8, 2 * 10**9, "b")
+    assert kernel_times.busy_seconds([*made, overlapping]) == 3.0
+    found = kernel_times.gaps([*made, overlapping]).splitlines()
+    assert found[0].split() == ["1000.000", "ms", "in", "all,", "of", "3", "kernels"]
+    assert len(found) == 2
+    assert found[1].endswith("b -> c")
 
 
 def test_every_committed_line_has_the_agreed_fields():

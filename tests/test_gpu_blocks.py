@@ -5,7 +5,7 @@ Run with `pytest -m gpu`. The blocks are tiny; what a plan is worth is measured 
 
 import pytest
 import torch
-from engine_blocks import adapt, forward, step, streams, transformer
+from engine_blocks import forward, step, streams, transformer
 from inputs import relative
 
 from mochi_lora.engine import offload as offload_room
@@ -32,8 +32,7 @@ def _small_tensors_count(monkeypatch) -> None:
 
 
 def model(**settings: object):
-    made = transformer(LAYERS, attached=False).to(CUDA)
-    adapt(made)
+    made = transformer(LAYERS).to(CUDA)
     install_blocks(made.transformer_blocks)
     return made, wrap_blocks(made.transformer_blocks, Plan("cuda", "fp32", "flash", **settings)).calls
 

@@ -21,7 +21,7 @@ def power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "all_rows"])
 def join(
     q, k, q_text, k_text, q_weight, k_weight, cos, sin, q_joint, k_joint,
     rows, all_rows, eps, SIZE: tl.constexpr, ROWS: tl.constexpr,
@@ -42,7 +42,7 @@ def join(
     tl.store(k_joint + joint, tl.where(visual, x, tl.load(k_text + told, text, 0.0)), row < all_rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "all_rows"])
 def part(
     q_grad, k_grad, q, k, q_weight, k_weight, cos, sin, dq, dk,
     rows, all_rows, eps, SIZE: tl.constexpr, ROWS: tl.constexpr,
@@ -148,7 +148,7 @@ def _halves(gradient, hidden, row, column, size):
     return above * second * share, above * first * share * (1.0 + second * (1.0 - share))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def residual_norm(
     x, y, gate, factor, total, normed, codes, scales,
     rows, size, eps, ADD: tl.constexpr, NORM: tl.constexpr, CODES: tl.constexpr, BLOCK: tl.constexpr,
@@ -178,7 +178,7 @@ def residual_norm(
             tl.store(codes + places, (value * (1.0 / scale)).to(codes.dtype.element_ty), there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def residual_norm_gradient(
     above, normed_above, total, y, gate, factor, dx, dy,
     rows, size, eps, ADD: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr,

@@ -6,6 +6,7 @@ The step, the loader, the optimiser and the health check are those of a run; the
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -70,32 +71,66 @@ def random_steps(
 
         def step(number: int = number, batches: list = batches) -> tuple[torch.Tensor, int]:
             result = train_step(learner, health, number, batches)
-            health.check()
+            if (number + 1) % settings.log_every == 0 or number + 1 == settings.steps:
+                health.check()  # waits for the device, as often as a run does
             return result.loss, result.tokens
 
         yield step
 
 
 def run_trial(steps: Iterator[Step], device: torch.device, warmup: int) -> Trial:
-    """Run them one by one; the device is waited for at the end of each, the first `warmup` are not timed."""
+    """Run them; the first `warmup` are not timed, and the device is waited for at the end of each of these.
+
+    A timed step begins when the device has finished the one before. The host runs ahead, as it does in a run.
+    """
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
-    seconds, losses, tokens = [], [], 0
     start = time.perf_counter()
-    for step in steps:
+    clock = _Clock(device)
+    losses, tokens, first = [], 0, 0.0
+    for number, step in enumerate(steps):
         loss, tokens = step()
-        losses.append(float(loss))  # waits
-        seconds.append(time.perf_counter() - start)
-        start = time.perf_counter()
+        losses.append(loss)
+        if number < warmup:
+            float(loss)  # waits
+            clock = _Clock(device)
+        else:
+            clock.mark()
+        if number == 0:
+            float(loss)
+            first = time.perf_counter() - start
     return Trial(
-        first_seconds=seconds[0],
-        seconds=tuple(seconds[warmup:]),
-        losses=tuple(losses),
+        first_seconds=first,
+        seconds=clock.seconds(),
+        losses=tuple(float(loss) for loss in losses),
         tokens=tokens,
         allocated_gib=torch.cuda.max_memory_allocated(device) / GIB if cuda else None,
         reserved_gib=torch.cuda.max_memory_reserved(device) / GIB if cuda else None,
     )
+
+
+class _Clock:
+    """Seconds from mark to mark, on a GPU by its own time line; the first mark is the clock's making."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        self._events: list[torch.cuda.Event] = []
+        self._times: list[float] = []
+        self.mark()
+
+    def mark(self) -> None:
+        if self._stream:
+            self._events.append(self._stream.record_event(torch.cuda.Event(enable_timing=True)))
+        else:
+            self._times.append(time.perf_counter())
+
+    def seconds(self) -> tuple[float, ...]:
+        """Waits for the last mark."""
+        for event in self._events:
+            event.synchronize()
+        on_device = tuple(before.elapsed_time(after) / 1000 for before, after in pairwise(self._events))
+        return on_device or tuple(after - before for before, after in pairwise(self._times))
 
 
 def _random_source(bucket: Bucket, text_width: int, folder: Path) -> SampleSource:
