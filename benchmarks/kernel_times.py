@@ -4,7 +4,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +12,8 @@ import torch
 
 from mochi_lora.training.trial import Step
 
-WARM_STEPS = 2
-PROFILED_STEPS = WARM_STEPS + 1 + 6  # one is watched for host waits
+_WARM, _WATCHED = 2, 6
+PROFILED_STEPS = _WARM + 1 + _WATCHED + 1  # one is looked at for host waits; after the last one the loaders are shut down
 _GAPS = 30
 
 
@@ -30,11 +30,11 @@ def profiled(steps: Iterator[Step], device: torch.device, folder: Path, name: st
 
     `folder` gets a file with the longest kernels and one with the longest times between kernels.
     """
-    for _ in range(WARM_STEPS):
+    for _ in range(_WARM):
         next(steps)()
     torch.cuda.synchronize(device)
     waits = host_waits(next(steps))
-    profile, kernels, wall = kernels_of(lambda: [step() for step in steps], device)
+    profile, kernels, wall = kernels_of(lambda: [step() for step in islice(steps, _WATCHED)], device)
     folder.mkdir(parents=True, exist_ok=True)
     table = profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=90)
     (folder / f"{name}.txt").write_text(table)

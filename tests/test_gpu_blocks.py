@@ -5,7 +5,7 @@ Run with `pytest -m gpu`. The blocks are tiny; what a plan is worth is measured 
 
 import pytest
 import torch
-from engine_blocks import forward, step, streams, transformer
+from engine_blocks import Step, forward, step, streams, transformer
 from inputs import relative
 
 from mochi_lora.engine import offload as offload_room
@@ -37,6 +37,14 @@ def model(**settings: object):
     return made, wrap_blocks(made.transformer_blocks, Plan("cuda", "fp32", "flash", **settings)).calls
 
 
+def off(found: Step, exact: Step) -> tuple[float, float]:
+    """Relative errors of the output and of all gradients together: small ones alone are mostly rounding."""
+    names = list(exact[1])
+    return relative(found[0], exact[0]), relative(
+        *(torch.cat([one[1][name].flatten() for name in names]) for one in (found, exact))
+    )
+
+
 @pytest.mark.parametrize("swap", [0, 2, LAYERS])
 @pytest.mark.parametrize("checkpointing", PLANS)
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -57,15 +65,17 @@ def test_every_plan_gives_the_plain_gradients(checkpointing: str, swap: int, pre
 @pytest.mark.parametrize("swap", [0, LAYERS])
 @pytest.mark.parametrize("checkpointing", ["none", "attention_saved", "offload", "attention_saved:3,mlp_recomputed"])
 def test_compiled_plans_compile_little_and_compute_the_same(checkpointing: str, swap: int) -> None:
+    """In bf16 the two round differently; neither may be further from float32 than the other by much."""
     torch._dynamo.utils.counters.clear()
+    made, calls = model(checkpointing="none")
+    exact = {text: step(made, calls, on_device(text=text)) for text in (24, 40, 1)}
     with torch.autocast("cuda", torch.bfloat16):
-        made, calls = model(checkpointing="none")
-        usual = {text: step(made, calls, on_device(text=text)) for text in (24, 40, 1)}
+        plain = {text: step(made, calls, on_device(text=text)) for text in (24, 40, 1)}
         made, calls = model(checkpointing=checkpointing, block_swap=swap, compile=True)
         for text in (24, 40, 1, 24):
-            output, gradients = step(made, calls, on_device(text=text))
-            assert relative(output, usual[text][0]) < 2e-2
-            assert max(relative(gradients[name], usual[text][1][name]) for name in gradients) < 5e-2
+            found = step(made, calls, on_device(text=text))
+            for mine, usual in zip(off(found, exact[text]), off(plain[text], exact[text]), strict=True):
+                assert mine < 1.25 * usual < 0.1
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (3 if "," in checkpointing else 2)
     assert not torch._dynamo.utils.counters["graph_break"]
 
