@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mochi_lora.engine import residual
+from mochi_lora.engine import adapted, quantised, residual
 from mochi_lora.engine.fp8 import quantise_rows
 
 
@@ -56,6 +56,24 @@ def residual_norm_gradient(above, normed_above, total, y, gate, factor, dx, dy, 
         dy.copy_(_through_norm(grad, y, gate, eps))
 
 
+def low_rank_sum(base, low, up, total, rows, size, rank, **how):
+    assert (base.numel(), low.numel(), up.shape) == (rows * size, rows * rank, (size, rank))
+    assert rank <= how["RANK"]
+    total.copy_(base.double() + low.double() @ up.double().t())
+
+
+def byte_product(x, codes, scales, result, size, all_rows, **how):
+    assert (x.shape[1], codes.shape) == (size, (all_rows, size)) and size <= how["BLOCK"]  # noqa: PT018
+    result.copy_(x.float() @ codes.float().t() * scales)
+
+
+def row_codes(values, factors, codes, scales, size, **how):
+    assert values.shape[1] == size <= how["BLOCK"]
+    made, scale = quantise_rows(values * factors if how["FACTORS"] else values)
+    codes.copy_(made)
+    scales.copy_(scale)
+
+
 def _through_norm(grad: torch.Tensor, x: torch.Tensor, factor: torch.Tensor, eps: float) -> torch.Tensor:
     """Written out: autograd is not to be had inside an operator."""
     x, grad = x.float(), grad.float() * factor.unsqueeze(1)
@@ -65,12 +83,19 @@ def _through_norm(grad: torch.Tensor, x: torch.Tensor, factor: torch.Tensor, eps
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The residual stream's kernels as a GPU would have them."""
+    """The kernels around a block's linears and on its residual stream, as a GPU would have them."""
     made = SimpleNamespace(
         residual_norm=Kernel(residual_norm),
         residual_norm_gradient=Kernel(residual_norm_gradient),
+        low_rank_sum=Kernel(low_rank_sum),
+        byte_product=Kernel(byte_product),
+        row_codes=Kernel(row_codes),
         power_of_two=lambda size: 1 << (size - 1).bit_length(),
+        cdiv=lambda size, length: -(-size // length),
     )
-    monkeypatch.setattr(residual, "fused", made)
+    for room in (residual, adapted, quantised):
+        monkeypatch.setattr(room, "fused", made)
     monkeypatch.setattr(residual, "_has_kernel", lambda _, *given: not any(tensor.requires_grad for tensor in given))
+    monkeypatch.setattr(adapted, "_has_kernel", lambda result, low: result.dtype == low.dtype)
+    monkeypatch.setattr(quantised, "_has_kernel", lambda _: True)
     return made

@@ -1,10 +1,12 @@
 """Linears of one input with their adapters: PEFT's own results and gradients, and one product that reads the input."""
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 import torch
 from inputs import normal
+from kernels_by_formula import kernels  # noqa: F401 - a fixture
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear
 from torch import nn
@@ -52,7 +54,7 @@ def outcome(
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Results, and the gradients of the input and of all that is trained."""
     torch.manual_seed(3)  # dropout's
-    x = normal(2, ROWS, WIDTH, seed=1).double().requires_grad_()
+    x = normal(2, ROWS, WIDTH, seed=1).to(next(stream.parameters()).dtype).requires_grad_()
     results = run(stream.layers, x)
     trained = [parameter for key, parameter in stream.named_parameters() if "lora_" in key]
     loss = sum(result.pow(2).sum() for result in results)
@@ -128,14 +130,30 @@ def test_the_input_is_read_once_for_all_adapters() -> None:
     assert (together.ranks, apart.ranks) == ([9], [3, 3, 3])
 
 
-def test_under_autocast_it_rounds_as_peft_does() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_under_autocast_it_is_no_further_from_the_exact_sum_than_peft(request, *, fused: bool) -> None:
     stream = Stream(config(), dtype=torch.float32)
-    x = normal(ROWS, WIDTH, seed=1).bfloat16()
+    exact = outcome(deepcopy(stream).double(), one_by_one)
+    if fused:
+        request.getfixturevalue("kernels")
     with torch.autocast("cpu", torch.bfloat16):
-        together, apart = project(stream.layers, x), one_by_one(stream.layers, x)
-    for mine, theirs in zip(together, apart, strict=True):
-        assert mine.dtype == theirs.dtype == torch.bfloat16
-        torch.testing.assert_close(mine, theirs, rtol=2**-7, atol=1e-6)
+        together, apart = (outcome(stream, run) for run in (project, one_by_one))
+    for mine, theirs, true in zip(together, apart, exact, strict=True):
+        assert [tensor.dtype for tensor in mine] == [tensor.dtype for tensor in theirs]
+        mistakes = [
+            torch.cat([(tensor - right).flatten() for tensor, right in zip(found, true, strict=True)]).norm()
+            for found in (mine, theirs)
+        ]
+        assert mistakes[0] < 1.1 * mistakes[1] < 0.1 * torch.cat([tensor.flatten() for tensor in true]).norm()
+
+
+@pytest.mark.parametrize("kind", ["plain", "ranks of their own", "one alone adapted"])
+def test_the_kernels_sum_has_pefts_results_and_gradients(kernels, kind: str) -> None:  # noqa: F811
+    stream = Stream(*STREAMS[kind])
+    adapted = sum(isinstance(layer, Linear) for layer in stream.layers)
+    for mine, theirs in zip(outcome(stream, project), outcome(stream, one_by_one), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    assert len(kernels.low_rank_sum.programs) == adapted > 0
 
 
 def test_a_low_precision_model_without_autocast_computes_the_adapter_in_its_own_float32() -> None:

@@ -7,10 +7,13 @@ import pytest
 import torch
 from diffusers.models.normalization import MochiRMSNorm
 from inputs import normal, relative
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
+from mochi_lora.engine.adapted import low_rank_sum, project
 from mochi_lora.engine.fp8 import Fp8Linear, quantise_rows, row_codes, supports_fp8
 from mochi_lora.engine.gating import GatedFeedForward, GatedProjection, gate, gate_codes, gate_gradient, gate_gradient_codes
+from mochi_lora.engine.quantised import byte_product
 from mochi_lora.engine.residual import added, added_and_normalised, norm, normalised
 from mochi_lora.engine.rotary import joint_pair, rotate
 
@@ -60,7 +63,7 @@ def test_codes_of_the_gates_gradient_are_those_of_its_rows() -> None:
     hidden, above = normal(64, 2 * 8192).to(CUDA).bfloat16(), normal(64, 8192, seed=1).to(CUDA).bfloat16()
     factors = normal(2 * 8192, seed=2).to(CUDA).abs()
     codes, scale = gate_gradient_codes(above, hidden, factors)
-    exact, exact_scale = quantise_rows(gate_gradient(above, hidden) * factors)
+    exact, exact_scale = quantise_rows(gate_gradient(above.float(), hidden.float()) * factors)
     torch.testing.assert_close(scale, exact_scale, rtol=1e-6, atol=0)
     assert (codes.float() != exact.float()).float().mean() < 1e-3
 
@@ -69,10 +72,46 @@ def test_codes_of_the_gates_gradient_are_those_of_its_rows() -> None:
 @pytest.mark.parametrize("shape", [(1, 3072), (1000, 3072), (7, 48)], ids=str)
 def test_codes_of_rows_times_factors_are_the_formulas(shape: tuple[int, int]) -> None:
     values, factors = normal(*shape).to(CUDA).bfloat16(), normal(shape[1], seed=1).to(CUDA).abs()
-    codes, scale = row_codes(values, factors)
-    exact, exact_scale = quantise_rows(values * factors)
-    torch.testing.assert_close(scale, exact_scale, rtol=1e-6, atol=0)
-    assert (codes.float() != exact.float()).float().mean() < 1e-3
+    for given, product in ((factors, values * factors), (None, values)):
+        codes, scale = row_codes(values, given)
+        exact, exact_scale = quantise_rows(product)
+        torch.testing.assert_close(scale, exact_scale, rtol=1e-6, atol=0)
+        assert (codes.float() != exact.float()).float().mean() < 1e-3
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(11_130, 3072, 16), (70, 136, 48), (3, 48, 1), (33, 1536, 64)], ids=str)
+def test_the_sum_with_an_adapters_product_is_rounded_once(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    rows, size, rank = shape
+    made = [normal(*sides, seed=seed) for seed, sides in enumerate(((rows, size), (rows, rank), (size, rank)))]
+    base, low, up = (tensor.to(CUDA, dtype) for tensor in made)
+    found = low_rank_sum(base, low, up)
+    exact = base.double() + low.double() @ up.double().t()
+    if dtype == torch.bfloat16:  # the last bit of a few, where the float32 sum lies halfway
+        assert (found != exact.to(dtype)).float().mean() < 1e-3
+    assert relative(found.cpu(), exact.cpu()) < (1e-6 if dtype == torch.float32 else 2.5e-3)
+
+
+def test_adapted_linears_have_pefts_gradients() -> None:
+    """The whole of `project` on the device in float32, where nothing but the order of sums differs."""
+    layers = nn.ModuleDict({name: nn.Linear(96, 64) for name in ("to_q", "to_k", "to_v")})
+    inject_adapter_in_model(LoraConfig(r=5, lora_alpha=7, target_modules=["to_q", "to_v"], init_lora_weights=False), layers)
+    layers.to(CUDA)
+    x = normal(2, 70, 96).to(CUDA).requires_grad_()
+    trained = [x, *(parameter for name, parameter in layers.named_parameters() if "lora_" in name)]
+    results = [project(list(layers.values()), x), [layer(x) for layer in layers.values()]]
+    gradients = [torch.autograd.grad(sum(part.square().sum() for part in found), trained) for found in results]
+    for mine, true in zip(gradients[0], gradients[1], strict=True):
+        assert relative(mine.cpu(), true.cpu()) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(1, 3072, 12_288), (3, 100, 10), (1, 3072, 6_144)], ids=str)
+def test_bytes_times_a_vector_are_the_formula(shape: tuple[int, int, int]) -> None:
+    samples, size, outputs = shape
+    x, scale = normal(samples, size).to(CUDA).bfloat16(), normal(outputs, seed=1).to(CUDA).abs()
+    weight = (50 * normal(outputs, size, seed=2)).round().clamp(-127, 127).to(CUDA, torch.int8)
+    exact = x.double() @ weight.double().t() * scale
+    assert relative(byte_product(x, weight, scale).cpu(), exact.cpu()) < 1e-6
 
 
 @FP8

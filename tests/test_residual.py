@@ -94,7 +94,9 @@ def test_blocks_with_the_kernels_give_the_gradients_of_blocks_without(kernels, m
     tokens = [2 * 9, 2 * 5]
     # Two norms at the beginning and two sums after attention and after the feed-forward; the last block leaves its text alone.
     assert sorted(set(kernels.residual_norm.programs)) == sorted(set(tokens))
+    assert kernels.low_rank_sum.programs
     if not compile:
+        assert len(kernels.low_rank_sum.programs) == 8 + 6, "q, k, v, out of two streams; the last text is not gone on with"
         assert len(kernels.residual_norm.programs) == 6 + 4
         assert len(kernels.residual_norm_gradient.programs) == 6 + 4 - 2, "the streams that enter need no gradient"
     monkeypatch.undo()
@@ -113,6 +115,7 @@ def test_an_fp8_block_multiplies_the_codes_that_its_norms_wrote(kernels, load_ti
     assert kernels.residual_norm.coded == 2 * layers + 2 * layers - 1, (
         "before attention and feed-forward; the last text has none"
     )
+    assert len(kernels.byte_product.programs) == 2 * layers, "the modulation of both streams"
     kernels.residual_norm.formula = broken_codes
     assert not torch.equal(velocity(model), found)
 

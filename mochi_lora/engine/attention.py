@@ -99,9 +99,9 @@ class JointAttention:
             joint = self.context.to_tokens(joint, before)
         joint = joint.flatten(2)
         visual, text = joint.split_with_sizes((joint.shape[1] - q_text.shape[1], q_text.shape[1]), dim=1)
-        visual = attn.to_out[0](visual)
+        (visual,) = project((attn.to_out[0],), visual)
         if hasattr(attn, "to_add_out"):  # the last block discards its text stream
-            text = attn.to_add_out(text)
+            (text,) = project((attn.to_add_out,), text)
         return visual, text
 
 

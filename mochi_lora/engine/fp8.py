@@ -70,7 +70,7 @@ class Fp8Linear(QuantisedLinear):
 
 def coded(values: torch.Tensor) -> Coded:
     """`values` [..., K] with the codes of their rows."""
-    return Coded(values, *quantise_rows(values.detach().reshape(-1, values.shape[-1])))
+    return Coded(values, *scaled_codes(values.detach().reshape(-1, values.shape[-1]), None))
 
 
 def values_of(rows: torch.Tensor | Coded) -> torch.Tensor:
@@ -94,24 +94,27 @@ def quantise_rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (values * scale.reciprocal()).to(CODES), scale  # a division for each value would take as long as moving them
 
 
-def scaled_codes(values: torch.Tensor, factors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def scaled_codes(values: torch.Tensor, factors: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """`quantise_rows` of `values` [M, K] times `factors` [K]; on a GPU by one kernel, which compilers fuse with nothing."""
     if fused is None or not values.is_cuda:
-        return quantise_rows(values * factors)
+        return quantise_rows(values if factors is None else values * factors)
     return row_codes(values, factors)
 
 
 @torch.library.custom_op("mochi_lora::row_codes", mutates_args=())
-def row_codes(values: torch.Tensor, factors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def row_codes(values: torch.Tensor, factors: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """The kernel of `scaled_codes`."""
     codes, scale = empty_codes(values)
-    rows, size = values.shape
-    fused.row_codes[(rows,)](values.contiguous(), factors, codes, scale, size, BLOCK=fused.power_of_two(size), num_warps=8)
+    values, (rows, size) = values.contiguous(), values.shape
+    fused.row_codes[(rows,)](
+        values, values if factors is None else factors, codes, scale, size,
+        FACTORS=factors is not None, BLOCK=fused.power_of_two(size), num_warps=8,
+    )  # fmt: skip
     return codes, scale
 
 
 @row_codes.register_fake
-def _row_codes_fake(values: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _row_codes_fake(values: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     return empty_codes(values)
 
 

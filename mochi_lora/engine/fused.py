@@ -112,12 +112,12 @@ def gate_gradient(gradient, hidden, result, size, BLOCK: tl.constexpr):
 
 @triton.jit
 def gate_gradient_codes(gradient, hidden, factors, codes, scales, size, BLOCK: tl.constexpr):
-    """The same; then a scale for the row, and e4m3 codes."""
+    """The same times factors, as a scale for the row and e4m3 codes."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     first, second = _halves(gradient, hidden, row, column, size)
-    first = first.to(hidden.dtype.element_ty).to(tl.float32) * tl.load(factors + column, column < size, 0.0)
-    second = second.to(hidden.dtype.element_ty).to(tl.float32) * tl.load(factors + size + column, column < size, 0.0)
+    first = first * tl.load(factors + column, column < size, 0.0)
+    second = second * tl.load(factors + size + column, column < size, 0.0)
     top = tl.maximum(tl.max(tl.abs(first), axis=0), tl.max(tl.abs(second), axis=0))
     scale = tl.maximum(top, 1e-12) / 448.0
     inverse = 1.0 / scale
@@ -127,12 +127,13 @@ def gate_gradient_codes(gradient, hidden, factors, codes, scales, size, BLOCK: t
 
 
 @triton.jit
-def row_codes(values, factors, codes, scales, size, BLOCK: tl.constexpr):
-    """A row times factors, as a scale and e4m3 codes; read once."""
+def row_codes(values, factors, codes, scales, size, FACTORS: tl.constexpr, BLOCK: tl.constexpr):
+    """A row, with FACTORS times those, as a scale and e4m3 codes; read once."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     value = tl.load(values + row * size + column, column < size, 0.0).to(tl.float32)
-    value = value * tl.load(factors + column, column < size, 0.0)
+    if FACTORS:
+        value = value * tl.load(factors + column, column < size, 0.0)
     scale = tl.maximum(tl.max(tl.abs(value), axis=0), 1e-12) / 448.0
     tl.store(scales + row, scale)
     tl.store(codes + row * size + column, (value * (1.0 / scale)).to(codes.dtype.element_ty), column < size)
@@ -203,3 +204,29 @@ def _row_norm_gradient(grad, x, size, eps):
     scale = tl.rsqrt(tl.sum(x * x, axis=0) / size + eps)
     along = tl.sum(grad * x, axis=0) / size
     return scale * (grad - x * scale * scale * along)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def low_rank_sum(
+    base, low, up, total, rows, size, rank, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """A tile of base + low up^T, summed in float32 and rounded once. Neighbouring programs share rows."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    row = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    inner, wide = tl.arange(0, RANK), column < size
+    left = tl.load(low + row * rank + inner[None, :], (row < rows) & (inner < rank)[None, :], 0.0)
+    right = tl.load(up + column[None, :] * rank + inner[:, None], wide[None, :] & (inner < rank)[:, None], 0.0)
+    places, there = row * size + column[None, :], (row < rows) & wide[None, :]
+    value = tl.load(base + places, there, 0.0).to(tl.float32) + tl.dot(left, right, input_precision="ieee")
+    tl.store(total + places, value, there)
+
+
+@triton.jit
+def byte_product(x, codes, scales, result, size, all_rows, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Some outputs of a linear held in bytes, of one input vector, in float32."""
+    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
+    sample, there, wide = tl.program_id(1).to(tl.int64), row < all_rows, (column < size)[None, :]
+    weight = tl.load(codes + row[:, None] * size + column[None, :], there[:, None] & wide, 0).to(tl.float32)
+    vector = tl.load(x + sample * size + column, column < size, 0.0).to(tl.float32)
+    total = tl.sum(weight * vector[None, :], axis=1) * tl.load(scales + row, there, 0.0)
+    tl.store(result + sample * all_rows + row, total, there)

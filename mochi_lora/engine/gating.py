@@ -164,11 +164,14 @@ def _gate_gradient_fake(_: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
 def gate_gradient_codes(
     gradient: torch.Tensor, hidden: torch.Tensor, factors: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`gate_gradient` of [M, N] and [M, 2N], times `factors` [2N], as `quantise_rows` gives it: [M, 2N] e4m3, [M, 1]."""
+    """`gate_gradient` of [M, N] and [M, 2N] times `factors` [2N], in float32 and not rounded, as `quantise_rows` gives it.
+
+    [M, 2N] e4m3, [M, 1].
+    """
     codes, scale = empty_codes(hidden)
     rows, size = gradient.shape
     fused.gate_gradient_codes[(rows,)](
-        gradient.contiguous(), hidden.contiguous(), factors, codes, scale, size, BLOCK=fused.power_of_two(size), num_warps=8
+        gradient.contiguous(), hidden.contiguous(), factors, codes, scale, size, BLOCK=fused.power_of_two(size), num_warps=16
     )
     return codes, scale
 

@@ -23,6 +23,7 @@ except ImportError:
 
 Normed = torch.Tensor | Coded
 _WARPS = 8
+_CODE_WARPS = 16  # with fewer, codes go through shared memory to be stored
 
 
 def normalised(x: torch.Tensor, factor: torch.Tensor, eps: float, *, coded: bool) -> tuple[torch.Tensor, Normed]:
@@ -115,7 +116,8 @@ def residual_norm(
     samples, tokens, width = x.shape
     fused.residual_norm[(samples * tokens,)](
         x, *_or(x, y, gate, factor), total, normed, codes, scale, tokens, width, eps,
-        ADD=y is not None, NORM=factor is not None, CODES=coded, BLOCK=fused.power_of_two(width), num_warps=_WARPS,
+        ADD=y is not None, NORM=factor is not None, CODES=coded, BLOCK=fused.power_of_two(width),
+        num_warps=_CODE_WARPS if coded else _WARPS,
     )  # fmt: skip
     return made
 
