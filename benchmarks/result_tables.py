@@ -229,6 +229,27 @@ def _step_cache_row(line: Line) -> list[str]:
     return [str(line["steps"]), cache, f"{line['spared']:.0%}", f"{line['latent_error']:.1%}", psnr, *marks]
 
 
+def _learning() -> _Told:
+    kept = {(line["precision"], line["against"], line["steps"]): line for line in lines("learn_precision")}
+    head = ("Base", "Compared with", "Steps", "Held-out clips", "Loss without adapter", "Gain of the plain run")
+    return (*head, "Worse by (95 % interval)", "of the gain", "Margin"), _learning_row, list(kept.values())
+
+
+def _learning_row(line: Line) -> list[str]:
+    interval = f"{line['difference']:.4f} ({line['difference_low']:.4f} to {line['difference_high']:.4f})"
+    losses = [f"{line[name]:.3f}" for name in ("loss_without_adapter", "gain")]
+    counts = [str(line[name]) for name in ("steps", "held_out_clips")]
+    return [
+        line["precision"],
+        line["against"],
+        *counts,
+        *losses,
+        interval,
+        f"{line['difference'] / line['gain']:.2%}",
+        f"{line['margin']:.0%}",
+    ]
+
+
 _TABLES: dict[str, Callable[[], _Told]] = {
     "train_step": _steps,
     "sample_step": _samples,
@@ -237,5 +258,6 @@ _TABLES: dict[str, Callable[[], _Told]] = {
     "encoding": _encoding,
     "scale": _scale,
     "plan_errors": _errors,
+    "learn_precision": _learning,
     "step_cache": _step_cache,
 }
