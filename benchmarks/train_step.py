@@ -313,7 +313,7 @@ def argument_parser(description: str | None, output: Path) -> argparse.ArgumentP
     parser.add_argument("--warmup", type=int, default=2, help="untimed steps")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument("--memory-cap-gib", type=float, help="torch.cuda.set_per_process_memory_fraction for the whole run")
-    parser.add_argument("--profile", action="store_true", help="then five more steps: GPU idle share, host waits, top kernels")
+    parser.add_argument("--profile", action="store_true", help="then a few more steps: GPU idle share, host waits, top kernels")
     parser.add_argument("--profile-folder", type=Path, default=Path("profiles"), help="where the tables of kernels go")
     parser.add_argument("--layers", type=int, default=48, help="fewer to try it out")
     parser.add_argument("--heads", type=int, default=24, help="fewer to try it out")

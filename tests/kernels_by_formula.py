@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mochi_lora.engine import adapted, quantised, residual
+from mochi_lora.engine import adapted, fp8, quantised, residual
 from mochi_lora.engine.fp8 import quantise_rows
 
 
@@ -93,9 +93,10 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         power_of_two=lambda size: 1 << (size - 1).bit_length(),
         cdiv=lambda size, length: -(-size // length),
     )
-    for room in (residual, adapted, quantised):
+    for room in (residual, adapted, fp8, quantised):
         monkeypatch.setattr(room, "fused", made)
     monkeypatch.setattr(residual, "_has_kernel", lambda _, *given: not any(tensor.requires_grad for tensor in given))
     monkeypatch.setattr(adapted, "_has_kernel", lambda result, low: result.dtype == low.dtype)
-    monkeypatch.setattr(quantised, "_has_kernel", lambda _: True)
+    for room in (fp8, quantised):
+        monkeypatch.setattr(room, "_has_kernel", lambda _: True)
     return made

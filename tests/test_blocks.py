@@ -112,6 +112,8 @@ def test_a_product_much_smaller_than_what_it_reads_is_kept(kept: str, rows: int,
     first, second = torch.empty(rows, contracted, device="meta"), torch.empty(contracted, columns, device="meta")
     assert is_kept(aten.mm.default, (first, second)) is (kept == "kept")
     assert is_kept(aten.addmm.default, (torch.empty(columns, device="meta"), first, second)) is (kept == "kept")
+    held = torch.empty(columns, contracted, device="meta")
+    assert is_kept(torch.ops.mochi_lora.byte_product.default, (first, held, held[:, 0])) is (kept == "kept")
     codes = (first, second, [], [columns, contracted], "int8")
     assert is_kept(torch.ops.mochi_lora.weight_only_product.default, codes) is (kept == "kept")
 

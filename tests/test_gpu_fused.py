@@ -3,6 +3,9 @@
 Run with `pytest -m gpu`.
 """
 
+from collections.abc import Callable
+from copy import deepcopy
+
 import pytest
 import torch
 from diffusers.models.normalization import MochiRMSNorm
@@ -72,37 +75,44 @@ def test_codes_of_the_gates_gradient_are_those_of_its_rows() -> None:
 @pytest.mark.parametrize("shape", [(1, 3072), (1000, 3072), (7, 48)], ids=str)
 def test_codes_of_rows_times_factors_are_the_formulas(shape: tuple[int, int]) -> None:
     values, factors = normal(*shape).to(CUDA).bfloat16(), normal(shape[1], seed=1).to(CUDA).abs()
-    for given, product in ((factors, values * factors), (None, values)):
+    for given, product, bar in ((factors, values * factors, 1e-3), (None, values, 5e-3)):  # bf16 alone lies halfway more often
         codes, scale = row_codes(values, given)
         exact, exact_scale = quantise_rows(product)
         torch.testing.assert_close(scale, exact_scale, rtol=1e-6, atol=0)
-        assert (codes.float() != exact.float()).float().mean() < 1e-3
+        assert (codes.float() != exact.float()).float().mean() < bar
 
 
-@DTYPES
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(11_130, 3072, 16), (70, 136, 48), (3, 48, 1), (33, 1536, 64)], ids=str)
 def test_the_sum_with_an_adapters_product_is_rounded_once(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    """But for the last bit of a few, where the float32 sum lies halfway."""
     rows, size, rank = shape
     made = [normal(*sides, seed=seed) for seed, sides in enumerate(((rows, size), (rows, rank), (size, rank)))]
     base, low, up = (tensor.to(CUDA, dtype) for tensor in made)
+    exact = (base.double() + low.double() @ up.double().t()).to(dtype)
     found = low_rank_sum(base, low, up)
-    exact = base.double() + low.double() @ up.double().t()
-    if dtype == torch.bfloat16:  # the last bit of a few, where the float32 sum lies halfway
-        assert (found != exact.to(dtype)).float().mean() < 1e-3
-    assert relative(found.cpu(), exact.cpu()) < (1e-6 if dtype == torch.float32 else 2.5e-3)
+    assert (found != exact).float().mean() < 5e-3
+    assert relative(found.cpu(), exact.cpu()) < 1e-3
 
 
-def test_adapted_linears_have_pefts_gradients() -> None:
-    """The whole of `project` on the device in float32, where nothing but the order of sums differs."""
+def test_adapted_linears_are_no_further_from_the_exact_gradients_than_peft() -> None:
     layers = nn.ModuleDict({name: nn.Linear(96, 64) for name in ("to_q", "to_k", "to_v")})
     inject_adapter_in_model(LoraConfig(r=5, lora_alpha=7, target_modules=["to_q", "to_v"], init_lora_weights=False), layers)
     layers.to(CUDA)
-    x = normal(2, 70, 96).to(CUDA).requires_grad_()
-    trained = [x, *(parameter for name, parameter in layers.named_parameters() if "lora_" in name)]
-    results = [project(list(layers.values()), x), [layer(x) for layer in layers.values()]]
-    gradients = [torch.autograd.grad(sum(part.square().sum() for part in found), trained) for found in results]
-    for mine, true in zip(gradients[0], gradients[1], strict=True):
-        assert relative(mine.cpu(), true.cpu()) < 1e-5
+
+    def gradients(made: nn.ModuleDict, run: Callable[[list[nn.Module], torch.Tensor], list[torch.Tensor]]) -> torch.Tensor:
+        x = normal(2, 70, 96).to(next(made.parameters())).requires_grad_()
+        trained = [x, *(parameter for name, parameter in made.named_parameters() if "lora_" in name)]
+        loss = sum(part.double().square().sum() for part in run(list(made.values()), x))
+        return torch.cat([part.double().flatten() for part in torch.autograd.grad(loss, trained)])
+
+    def peft(made: list[nn.Module], x: torch.Tensor) -> list[torch.Tensor]:
+        return [layer(x) for layer in made]
+
+    exact = gradients(deepcopy(layers).double(), peft)
+    with torch.autocast("cuda", torch.bfloat16):
+        mistakes = [(gradients(layers, run) - exact).norm().item() for run in (project, peft)]
+    assert mistakes[0] < 1.2 * mistakes[1] < 0.05 * exact.norm().item()
 
 
 @pytest.mark.parametrize("shape", [(1, 3072, 12_288), (3, 100, 10), (1, 3072, 6_144)], ids=str)

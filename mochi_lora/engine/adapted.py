@@ -25,6 +25,7 @@ except ImportError:
     fused = None  # type: ignore[assignment]
 
 _MOST_RANK = 64  # beyond it the product is no longer bound by memory
+_DTYPES = (torch.bfloat16, torch.float16)  # in float32 the product has no tensor cores, and a tile does not fit the registers
 _ROWS, _COLUMNS = 64, 128  # of the sum's tiles
 
 
@@ -70,7 +71,8 @@ def _adapted(factors: _Factors, rows: torch.Tensor | Coded, low: torch.Tensor) -
 
 
 def _has_kernel(result: torch.Tensor, low: torch.Tensor) -> bool:
-    return fused is not None and result.is_cuda and result.dtype == low.dtype and low.shape[-1] <= _MOST_RANK
+    same = result.dtype == low.dtype and low.dtype in _DTYPES
+    return fused is not None and result.is_cuda and same and low.shape[-1] <= _MOST_RANK
 
 
 class _LowRankSum(torch.autograd.Function):

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import (
 
 from mochi_lora.config.engine import Mode, checkpointing_runs
 from mochi_lora.engine.kernels import ATTENTION_OPS
-from mochi_lora.engine.quantised import weight_only_product
+from mochi_lora.engine.quantised import byte_product_kernel, weight_only_product
 
 # (cos, sin) [V, heads, head size / 2] float32
 RotaryTables = tuple[torch.Tensor, torch.Tensor]
@@ -37,7 +37,7 @@ Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManage
 _BOTTLENECK = 32  # a product that reads this many times what it writes is kept everywhere
 _checkpoint: Any = checkpoint  # what it returns is not typed
 _aten = torch.ops.aten
-_DECODED = weight_only_product._opoverload
+_DECODED, _BYTES = weight_only_product._opoverload, byte_product_kernel._opoverload
 # Product -> where its second factor [K, N] (bmm: [B, K, N]) is among the arguments.
 _PRODUCTS = {
     _aten.mm.default: 1,
@@ -117,6 +117,8 @@ def _product(operation: Any, arguments: tuple[Any, ...]) -> tuple[Any, Any, Any]
     if operation is _DECODED:
         rows, (columns, contracted) = arguments[0], arguments[3]
         return rows.shape[:-1].numel(), contracted, columns
+    if operation is _BYTES:
+        return arguments[0].shape[0], *reversed(arguments[1].shape)
     if operation not in _PRODUCTS:
         return None
     second = _PRODUCTS[operation]

@@ -7,9 +7,9 @@ applied by the kernel. Backward: the weight's scales are folded into the gradien
 with the same codes. e4m3 for gradients too: with a scale per row its 2^-9 .. 448 is range enough, and the gradient is then
 3.7 % off where e5m2 makes it 5.9 % (normal numbers, K = 3072).
 
-Everything but the product is plain torch, so that torch.compile fuses amax, scale and cast into what comes before. The
-transposed copy that the backward product wants (fp8 kernels read both factors along K) is made in the backward pass and
-kept nowhere; an operator of our own around it would leave it to torch's byte-wise copy instead of the compiler's kernel.
+Where there is no kernel, everything but the product is plain torch. The transposed copy that the backward product wants (fp8
+kernels read both factors along K) is made in the backward pass and kept nowhere; an operator of our own around it would leave
+it to torch's byte-wise copy instead of the compiler's kernel.
 """
 
 from typing import Any, NamedTuple
@@ -96,9 +96,13 @@ def quantise_rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def scaled_codes(values: torch.Tensor, factors: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """`quantise_rows` of `values` [M, K] times `factors` [K]; on a GPU by one kernel, which compilers fuse with nothing."""
-    if fused is None or not values.is_cuda:
+    if not _has_kernel(values):
         return quantise_rows(values if factors is None else values * factors)
     return row_codes(values, factors)
+
+
+def _has_kernel(values: torch.Tensor) -> bool:
+    return fused is not None and values.is_cuda
 
 
 @torch.library.custom_op("mochi_lora::row_codes", mutates_args=())

@@ -1,4 +1,5 @@
-"""Kernels for an NVIDIA GPU, written in Triton; who calls them states shapes and meaning (engine/rotary.py, gating.py, fp8.py).
+"""Kernels for an NVIDIA GPU, written in Triton; who calls them states shapes and meaning (rotary.py, gating.py, residual.py,
+adapted.py, fp8.py and quantised.py beside it).
 
 Importing this raises ImportError where triton is missing, as in torch's builds for CPUs and for Windows.
 """

@@ -26,6 +26,7 @@ Spec = dict[str, tuple[tuple[int, ...], torch.dtype]]
 _INT8_LARGEST = 127
 _NF4_BLOCK = 64  # weights per scale
 _NESTED_BLOCK = 256  # scales per scale of scales
+_FEW_ROWS = 64  # the weight is read once for each
 _BYTE_ROWS = 4  # outputs of a byte linear that a program computes
 _TINY = 1e-12  # a row of zeros has this for its largest value, so that no scale is zero
 
@@ -143,7 +144,8 @@ class Int8Linear(WeightOnlyLinear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Linear's name
         """[X, K] -> [X, N] bf16."""
-        if input.ndim == 2 and not input.requires_grad and (_has_kernel(input) or torch.compiler.is_compiling()):
+        few = input.ndim == 2 and input.shape[0] <= _FEW_ROWS and not input.requires_grad
+        if few and (_has_kernel(input) or torch.compiler.is_compiling()):
             # One row per sample and nothing to differentiate, as in the modulation: the codes alone are read, where decoding
             # would write and read two bytes per weight besides.
             total = byte_product(input, self.weight, self.weight_scale)
@@ -156,7 +158,7 @@ def byte_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> 
 
     torch.compile makes a kernel of the formula that reads an eighth of what an H200's memory could.
     """
-    return _byte_product(x, weight, scale) if _has_kernel(x) else (x.float().unsqueeze(1) * weight).sum(-1) * scale
+    return byte_product_kernel(x, weight, scale) if _has_kernel(x) else (x.float().unsqueeze(1) * weight).sum(-1) * scale
 
 
 def _has_kernel(x: torch.Tensor) -> bool:
@@ -164,7 +166,8 @@ def _has_kernel(x: torch.Tensor) -> bool:
 
 
 @torch.library.custom_op("mochi_lora::byte_product", mutates_args=())
-def _byte_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def byte_product_kernel(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The kernel of `byte_product`."""
     (samples, size), outputs = x.shape, weight.shape[0]
     result = _byte_product_fake(x, weight, scale)
     grid = (fused.cdiv(outputs, _BYTE_ROWS), samples)
@@ -174,7 +177,7 @@ def _byte_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) ->
     return result
 
 
-@_byte_product.register_fake
+@byte_product_kernel.register_fake
 def _byte_product_fake(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return scale.new_empty(x.shape[0], weight.shape[0])
 

@@ -71,7 +71,7 @@ def random_steps(
 
         def step(number: int = number, batches: list = batches) -> tuple[torch.Tensor, int]:
             result = train_step(learner, health, number, batches)
-            if (number + 1) % settings.log_every == 0 or number + 1 == settings.steps:
+            if (number + 1) % settings.log_every == 0 or number + 1 == settings.steps or health.crowded:
                 health.check()  # waits for the device, as often as a run does
             return result.loss, result.tokens
 
