@@ -7,9 +7,11 @@ STAMP := $(VENV)/.installed
 TESTS_STAMP := $(VENV)/.installed-tests
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 CONFIG := quickstart.yaml
+THREADS ?= $$($(BIN)/python -c 'import os; print(os.cpu_count())')
 TINY := build/mochi-tiny
 DRAWN := build/quickstart
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile  # what a file's tests share is made once
+# By files: what a file's tests share is made once. In tests/conftest.py's order: the longest files first.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: help venv quickstart test test-slow lint clean
 .DELETE_ON_ERROR:
@@ -49,7 +51,7 @@ $(DRAWN)/plain/drawn.json: | $(STAMP)
 quickstart: $(STAMP) $(TINY)/model_index.json $(DRAWN)/chalk/drawn.json $(DRAWN)/plain/drawn.json
 	$(BIN)/python data_prep/encode_clips.py --config $(CONFIG)
 	$(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		--num_cpu_threads_per_process "$$($(BIN)/python -c 'import os; print(os.cpu_count())')" \
+		--num_cpu_threads_per_process "$(THREADS)" \
 		train.py --config $(CONFIG)
 	$(BIN)/mochi-lora evaluate --config $(CONFIG) --quick
 	@echo

@@ -17,6 +17,37 @@ from mochi_lora.model.tiny import build_tiny
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import load_transformer
 
+# Files that take longest, longest first: begun last, they would keep one core busy while the others have nothing left.
+LONGEST = (
+    "test_whole_road",
+    "test_evaluate_adapters",
+    "test_evaluate_command",
+    "test_benchmarks",
+    "test_compiled",
+    "test_evaluate_bars",
+    "test_encode_command",
+    "test_heartbeat",
+    "test_pretrained",
+    "test_motion_adapter",
+    "test_kill_campaign",
+    "test_context",
+    "test_scale_out",
+    "test_compiled_sampling",
+    "test_judge",
+    "test_traffic",
+    "test_demo_browser",
+    "test_fuzz_media",
+    "test_distributed",
+    "test_packaging",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files in order of their length; xdist is told to keep it (Makefile)."""
+    places = {Path(__file__).with_name(f"{name}.py"): place for place, name in enumerate(LONGEST)}
+    assert all(path.exists() for path in places), "LONGEST names a file that is gone"
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:

@@ -17,7 +17,7 @@ def drawn(sentences: Sequence[str], adapter: Path | None = None, *, guidance: fl
     """uint8 [N, F, H, W, 3], one clip per sentence, each from a seed of its own."""
     words = {"model.base": WEIGHTS, "engine.device": "cpu", "engine.precision": "fp32", "encode.text_precision": "fp32"}
     words |= {"sample.frames": world.FRAMES, "sample.height": world.HEIGHT, "sample.width": world.WIDTH}
-    words |= {"sample.steps": steps, "sample.guidance": guidance}
+    words |= {"sample.steps": steps, "sample.guidance": guidance, "engine.guidance_passes": "one"}  # a tenth less time here
     config = load_config(None, [f"--{name}={value}" for name, value in words.items()])
     null, *texts = load_text(config, device=torch.device("cpu")).embed(["", *sentences])
     sampler = load_sampler(config, sampling_plan(config), assume_alpha_is_rank=False)

@@ -1,16 +1,13 @@
 """A function in several processes at once, joined over gloo, each forked from a warm server."""
 
-import multiprocessing
-import os
 import socket
-import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from warm_server import warm_server
 
 # What the server has loaded before it forks.
 import mochi_lora.engine.mesh
@@ -25,17 +22,11 @@ _LOADED = mochi_lora
 
 def together(world: int, work: Callable[..., Any], *given: object, parallel: str = "auto") -> list[Any]:
     """What `work(ranks, *given)` returns in each of `world` processes, in order of rank; its tensors come as arrays."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    try:
+    with warm_server() as context:
         started = [_start(context, rank, world, port, parallel, work, given) for rank in range(world)]
-    finally:
-        os.environ.pop("PYTHONPATH") if path is None else os.environ.__setitem__("PYTHONPATH", path)
     told = []
     for rank, (_, answers) in enumerate(started):
         assert answers.poll(WAIT_SECONDS), f"rank {rank} hangs"

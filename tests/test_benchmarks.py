@@ -1,15 +1,15 @@
 """Documentation tables are what the committed results say, and the benchmark itself runs (tiny, on a CPU)."""
 
 import json
-import os
 import re
-import subprocess
+import socket
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+from warm_processes import Place, ended, start
 
 from mochi_lora.engine import footprint
 from mochi_lora.engine.cards import card_named
@@ -38,6 +38,22 @@ USUAL = {
 SECONDS = {"train_step": "step_seconds", "encode": "clip_seconds"}  # by benchmark, and by file
 
 
+SMALL = ("--frames", "7", "--height", "32", "--width", "48")
+
+
+def written(folder: Path, name: str, *words: str, ranks: int = 1) -> list[dict]:
+    """The lines that benchmarks/NAME.py writes with these words, in as many processes."""
+    output, logs = folder / "lines.jsonl", [folder / f"rank{rank}.log" for rank in range(ranks)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        places = [Place(rank, ranks, probe.getsockname()[1]) for rank in range(ranks)] if ranks > 1 else [None]
+    program = ROOT / "benchmarks" / f"{name}.py"
+    asked = [*words, "--output", str(output)]
+    started = [start(asked, log, place=place, program=program) for log, place in zip(logs, places, strict=True)]
+    assert [ended(process) for process in started] == [0] * ranks, "".join(log.read_text() for log in logs)
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
 @pytest.mark.slow  # the plans of all cards take half a minute
 @pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
 def test_documentation_tables_follow_from_the_committed_results(page):
@@ -46,12 +62,12 @@ def test_documentation_tables_follow_from_the_committed_results(page):
     assert tables.filled(text) == text, "out of date: run python benchmarks/tables.py"
 
 
-def test_a_table_that_was_edited_by_hand_is_noticed(tmp_path):
+def test_a_table_that_was_edited_by_hand_is_noticed(tmp_path, monkeypatch, capsys):
     page = tmp_path / "page.md"
     page.write_text("<!-- table: plan_errors -->\nby hand\n<!-- end table -->\n")
-    run = subprocess.run([sys.executable, "benchmarks/tables.py", "--check", page], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 1
-    assert "out of date" in run.stdout
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check", str(page)])
+    assert tables.main() == 1
+    assert "out of date" in capsys.readouterr().out
 
 
 def test_sampling_steps_are_tabled_when_there_are_any_the_newest_of_each_case(tmp_path, monkeypatch):
@@ -102,15 +118,8 @@ def test_several_gpus_are_tabled_beside_one(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_scale_measures_every_way_of_sharing_on_two_processes(tmp_path):
-    output = tmp_path / "scale.jsonl"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    size = ["--frames", "7", "--height", "32", "--width", "48", "--layers", "1", "--heads", "2", "--precision", "fp32"]
-    words = [*size, "--warmup", "0", "--steps", "1", "--output", str(output)]
-    script = ROOT / "benchmarks" / "scale.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launch, str(script), *words], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    alone, data, context, shard = map(json.loads, output.read_text().splitlines())
+    words = [*SMALL, "--layers", "1", "--heads", "2", "--precision", "fp32", "--warmup", "0", "--steps", "1"]
+    alone, data, context, shard = written(tmp_path, "scale", *words, ranks=2)
     assert [line["mode"] for line in (alone, data, context, shard)] == ["alone", "data", "context", "shard"]
     assert [line["world_size"] for line in (alone, data, context, shard)] == [1, 2, 2, 2]
     assert not {"speed_up", "speed_against_data"} & alone.keys()
@@ -173,11 +182,8 @@ def test_a_card_that_was_measured_shows_it_in_both_languages(monkeypatch):
 
 @pytest.mark.slow
 def test_the_step_cache_benchmark_holds_every_setting_against_the_exact_sampler(tmp_path):
-    output = tmp_path / "lines.jsonl"
-    command = [sys.executable, "benchmarks/step_cache.py", "--prompts", "1", "--steps", "6", "--thresholds", "0.2"]
-    run = subprocess.run([*command, "--fewer", "3", "--output", output], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    exact, cached, fewer = (json.loads(line) for line in output.read_text().splitlines())
+    words = ["--prompts", "1", "--steps", "6", "--thresholds", "0.2", "--fewer", "3"]
+    exact, cached, fewer = written(tmp_path, "step_cache", *words)
     assert (exact["spared"], exact["latent_error"], exact["psnr"]) == (0, 0, None)
     assert 0 < cached["spared"] < 1
     assert fewer["spared"] == 0.5
@@ -227,25 +233,9 @@ def test_every_committed_line_has_the_agreed_fields():
 
 @pytest.mark.slow
 def test_the_encode_benchmark_holds_ours_against_diffusers_on_a_small_vae(tmp_path):
-    output = tmp_path / "lines.jsonl"
-    command = [
-        sys.executable,
-        "benchmarks/encode.py",
-        "--frames",
-        "7",
-        "13",
-        "--height",
-        "32",
-        "--width",
-        "48",
-        "--channels",
-        "32",
-    ]
-    command += ["--precision", "fp32", "--steps", "2", "--chunk", "30000", "--exact", "--what", "encode", "decode"]
-    command += ["--output", str(output)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    words = ["--frames", "7", "13", "--height", "32", "--width", "48", "--channels", "32", "--precision", "fp32"]
+    words += ["--steps", "2", "--chunk", "30000", "--exact", "--what", "encode", "decode"]
+    lines = written(tmp_path, "encode", *words)
     cases = [(line["what"], line["implementation"], line["frames"]) for line in lines]
     assert cases == [
         (what, name, frames) for what in ("encode", "decode") for name in ("mochi-lora", "diffusers") for frames in (7, 13)
@@ -261,13 +251,9 @@ def test_the_encode_benchmark_holds_ours_against_diffusers_on_a_small_vae(tmp_pa
 
 @pytest.mark.slow
 def test_the_encode_benchmark_reads_a_folder_of_films_and_embeds_captions(tmp_path):
-    output = tmp_path / "lines.jsonl"
-    command = [sys.executable, "benchmarks/encode.py", "--what", "folder", "text", "--frames", "7", "--height", "32"]
-    command += ["--width", "48", "--channels", "32", "--films", "160x96", "96x160", "--clips", "5", "--read-ahead", "2"]
-    command += ["--text-width", "64", "--text-batch", "2", "--output", str(output)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    *films, text = [json.loads(line) for line in output.read_text().splitlines()]
+    words = [*SMALL, "--what", "folder", "text", "--channels", "32", "--films"]
+    words += ["160x96", "96x160", "--clips", "5", "--read-ahead", "2", "--text-width", "64", "--text-batch", "2"]
+    *films, text = written(tmp_path, "encode", *words)
     for line in (*films, text):
         assert line.keys() >= USUAL | {"clip_seconds", "clips_per_second", "gpu_busy_share"}
         assert line["clips_per_second"] == pytest.approx(1 / line["clip_seconds"]["median"])
@@ -290,18 +276,9 @@ def test_a_case_that_runs_out_of_memory_is_a_line_and_ours_runs_before_the_yards
 
 @pytest.mark.slow
 def test_the_step_benchmark_runs_both_trainers_on_a_small_model(tmp_path):
-    output = tmp_path / "lines.jsonl"
-    command = [sys.executable, "benchmarks/train_step.py", "--frames", "7", "--height", "32", "--width", "48", "--layers", "2"]
-    command += ["--heads", "6", "--steps", "2", "--warmup", "1", "--stock"]
-    command += [
-        "--plan",
-        "precision=fp32,checkpointing=none",
-        "--plan",
-        "precision=fp8,checkpointing=full:1,offload,block_swap=1",
-    ]
-    run = subprocess.run([*command, "--output", str(output)], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    words = [*SMALL, "--layers", "2", "--heads", "6", "--steps", "2", "--warmup", "1"]
+    words += ["--stock", "--plan", "precision=fp32,checkpointing=none"]
+    lines = written(tmp_path, "train_step", *words, "--plan", "precision=fp8,checkpointing=full:1,offload,block_swap=1")
     assert [line["trainer"] for line in lines] == ["mochi-lora", "mochi-lora", "diffusers"]
     assert [line["plan"]["block_swap"] for line in lines] == [0, 1, 0]
     assert all(line["finite"] and line["step_seconds"]["median"] > 0 for line in lines)
@@ -310,13 +287,9 @@ def test_the_step_benchmark_runs_both_trainers_on_a_small_model(tmp_path):
 @pytest.mark.slow
 def test_the_sampling_benchmark_makes_the_same_step_in_every_form(tmp_path):
     """One pass or two, adapter beside the weights or in them, swapped or not, by diffusers: B is zero, so all agree."""
-    output = tmp_path / "lines.jsonl"
-    command = [sys.executable, "benchmarks/sample_step.py", "--frames", "7", "--height", "32", "--width", "48", "--layers", "2"]
-    command += ["--heads", "2", "--steps", "1", "--warmup", "1", "--stock", "--adapter", "attached", "fused", "none"]
-    command += ["--plan", "precision=fp32,checkpointing=none", "--plan", "precision=fp32,block_swap=1"]
-    run = subprocess.run([*command, "--output", str(output)], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    words = [*SMALL, "--layers", "2", "--heads", "2", "--steps", "1", "--warmup", "1"]
+    words += ["--stock", "--adapter", "attached", "fused", "none", "--plan", "precision=fp32,checkpointing=none"]
+    lines = written(tmp_path, "sample_step", *words, "--plan", "precision=fp32,block_swap=1")
     forms = [(line["sampler"], line["plan"]["block_swap"], line["adapter"], line["plan"]["guidance_passes"]) for line in lines]
     ours = [("mochi-lora", swap, adapter, passes) for swap in (0, 1) for adapter in ("attached", "fused", "none")
             for passes in ("two", "one")]  # fmt: skip
@@ -329,13 +302,9 @@ def test_the_sampling_benchmark_makes_the_same_step_in_every_form(tmp_path):
 
 @pytest.mark.slow
 def test_the_sampling_benchmark_makes_a_whole_video_of_a_small_model(tmp_path):
-    output = tmp_path / "lines.jsonl"
-    command = [sys.executable, "benchmarks/sample_step.py", "--frames", "7", "--height", "32", "--width", "48", "--layers", "2"]
-    command += ["--heads", "2", "--steps", "2", "--whole", "--channels", "32", "--text-width", "128", "--output", str(output)]
-    command += ["--adapter", "attached", "none", "--plan", "precision=fp32,checkpointing=none,guidance_passes=one"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    words = [*SMALL, "--layers", "2", "--heads", "2", "--steps", "2", "--whole"]
+    words += ["--channels", "32", "--text-width", "128", "--adapter", "attached", "none"]
+    lines = written(tmp_path, "sample_step", *words, "--plan", "precision=fp32,checkpointing=none,guidance_passes=one")
     assert [line["adapter"] for line in lines] == ["attached", "none"]
     for line in lines:
         assert line.get("error") is None

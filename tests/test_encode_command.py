@@ -3,12 +3,9 @@
 import errno
 import hashlib
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
+import socket
 from pathlib import Path
 
 import datasets
@@ -17,7 +14,6 @@ import torch
 from footage import absurd
 from tiny_commands import (
     EXAMPLES,
-    ROOT,
     config_of,
     count_of,
     entries_of,
@@ -29,6 +25,7 @@ from tiny_commands import (
     report_of,
     settings,
 )
+from warm_processes import Place, ended, start, wait_until
 
 from mochi_lora.cli import main
 from mochi_lora.data.cache import Cache
@@ -340,38 +337,25 @@ def test_asking_for_a_gpu_that_is_not_there_says_so(encoded, command, capsys, tm
     assert not (tmp_path / "out").exists()
 
 
-def _environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
-def _start(words):
-    command = [sys.executable, "-m", "mochi_lora", "encode", *words]
-    return subprocess.Popen(command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_if_never_killed(tiny, tmp_path):
     """SIGKILL as soon as the first entry is there; a torn draft of the second is laid beside it."""
     buckets = "19x64x112"
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    run = _start(settings(tiny, EXAMPLES, whole, buckets))
-    assert run.wait(timeout=120) == 0
-    run = _start(settings(tiny, EXAMPLES, killed, buckets))
-    deadline = time.monotonic() + 120
-    while not list(killed.glob("latents/*.safetensors")):
-        assert run.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    run.send_signal(signal.SIGKILL)
-    assert run.wait(timeout=30) == -signal.SIGKILL
+    log = tmp_path / "log"
+    assert ended(start(["encode", *settings(tiny, EXAMPLES, whole, buckets)], log)) == 0, log.read_text()
+    words = ["encode", *settings(tiny, EXAMPLES, killed, buckets)]
+    run = start(words, log)
+    wait_until(lambda: not run.is_alive() or list(killed.glob("latents/*.safetensors")))
+    run.kill()
+    assert ended(run) == -signal.SIGKILL
     done = list(killed.glob("latents/*.safetensors"))
     assert len(done) < 8, "the run was over before the kill: nothing was proven"
     missing = next(path for path in whole.glob("latents/*") if not (killed / "latents" / path.name).exists())
     torn = killed / "latents" / f"{missing.name}.tmp-1-0"
     torn.write_bytes(missing.read_bytes()[:100])
     stamps = {path: path.stat().st_mtime_ns for path in done}
-    run = _start(settings(tiny, EXAMPLES, killed, buckets))
-    assert run.wait(timeout=120) == 0
+    assert ended(start(words, log)) == 0, log.read_text()
     assert {path: path.stat().st_mtime_ns for path in done} == stamps
     assert index_of(killed)["entries"] == index_of(whole)["entries"]
     assert len(index_of(killed)["entries"]) == 8
@@ -385,15 +369,17 @@ def test_a_killed_run_goes_on_and_ends_as_if_never_killed(tiny, tmp_path):
 @pytest.mark.slow
 def test_two_processes_share_the_work_and_leave_the_same_index_as_one(tiny, tmp_path, small_clips, encoded):
     cache, clips = tmp_path / "cache", small_clips
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "mochi_lora"]
-    done = subprocess.run(
-        [*launch, "encode", *settings(tiny, clips, cache)], env=_environment(), capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words, logs = ["encode", *settings(tiny, clips, cache)], [tmp_path / f"rank{rank}.log" for rank in range(2)]
+    both = [start(words, log, place=Place(rank, 2, port)) for rank, log in enumerate(logs)]
+    assert [ended(process) for process in both] == [0, 0], "".join(log.read_text() for log in logs)
+    told = logs[0].read_text()
     assert index_of(cache) == index_of(encoded[1])
-    assert count_of("kept", done.stdout) == 4
-    assert count_of("of these already cached", done.stdout) == 0
-    assert done.stdout.count("of these already cached") == 1, "only the main process talks"
+    assert count_of("kept", told) == 4
+    assert count_of("of these already cached", told) == 0
+    assert "of these already cached" not in logs[1].read_text(), "only the main process talks"
     for entry in index_of(cache)["entries"]:
         ours, theirs = (Cache(root).read_latents(entry["latents"]).mean for root in (cache, encoded[1]))
         torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02)
@@ -520,14 +506,10 @@ def test_kills_in_the_middle_of_two_hundred_clips_lose_none_and_encode_none_twic
     clips, bad = two_hundred
     cache, stamps = tmp_path / "cache", {}
     for goal in (20, 110):
-        run = _start(settings(tiny, clips, cache))
-        deadline = time.monotonic() + 120
-        while len(list(cache.glob("latents/*.safetensors"))) < goal:
-            assert run.poll() is None, run.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        run.send_signal(signal.SIGKILL)
-        assert run.wait(timeout=30) == -signal.SIGKILL
+        run = start(["encode", *settings(tiny, clips, cache)], tmp_path / "log")
+        wait_until(lambda run=run, goal=goal: not run.is_alive() or len(list(cache.glob("latents/*.safetensors"))) >= goal)
+        run.kill()
+        assert ended(run) == -signal.SIGKILL, (tmp_path / "log").read_text()
         done = {path: path.stat().st_mtime_ns for path in cache.glob("latents/*.safetensors")}
         assert goal <= len(done) < 175, "the run was over before the kill: nothing was proven"
         assert stamps.items() <= done.items()

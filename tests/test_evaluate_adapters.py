@@ -19,7 +19,23 @@ pytestmark = pytest.mark.slow
 PROMPTS = 10
 
 
-def evaluated(name: str, folder: Path, prompts: int, *more: str) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """Makes results.json for one of the adapters. What is the same for all is made once: the base's videos, and features."""
+    shared = tmp_path_factory.mktemp("adapters")
+
+    def make(name: str, prompts: int, *more: str) -> dict[str, Any]:
+        folder = shared / name
+        (folder / "report").mkdir(parents=True)
+        for part in ("base", "features"):
+            (shared / part).mkdir(exist_ok=True)
+            (folder / "report" / part).symlink_to(shared / part)
+        return evaluation(name, folder, prompts, *more)
+
+    return make
+
+
+def evaluation(name: str, folder: Path, prompts: int, *more: str) -> dict[str, Any]:
     """results.json for one of the adapters, its training clips drawn again."""
     LESSONS[name].clips(folder / "clips")
     held_out = list(dict.fromkeys(exam_sentences(exam_scenes(4 * prompts))))[:prompts]
@@ -45,8 +61,8 @@ def primary(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def healthy(tmp_path_factory) -> dict[str, Any]:
-    return evaluated("healthy", tmp_path_factory.mktemp("healthy"), PROMPTS, "--evaluation.strengths", "[0.0]")
+def healthy(evaluated) -> dict[str, Any]:
+    return evaluated("healthy", PROMPTS, "--evaluation.strengths", "[0.0]")
 
 
 def test_the_axes_of_a_healthy_adapter_move_as_ground_truth_says(healthy):
@@ -70,15 +86,15 @@ def test_a_healthy_adapter_does_not_memorise_and_does_not_leak(healthy):
     assert abs(plain) <= 0.2
 
 
-def test_an_adapter_overtrained_on_three_clips_is_flagged(tmp_path):
-    found = evaluated("overtrained", tmp_path, 4)
+def test_an_adapter_overtrained_on_three_clips_is_flagged(evaluated):
+    found = evaluated("overtrained", 4)
     assert found["memorisation"]["conclusion"] == "memorises"
     assert found["verdict"]["worked"] is False
     assert "replays its training clips" in found["verdict"]["headline"]
 
 
-def test_an_adapter_of_exchanged_captions_fails_alignment(tmp_path):
-    found = evaluated("shuffled", tmp_path, PROMPTS)
+def test_an_adapter_of_exchanged_captions_fails_alignment(evaluated):
+    found = evaluated("shuffled", PROMPTS)
     axes = primary(found)
     assert axes["align"]["conclusion"] == "worse"
     assert found["verdict"]["worked"] is False

@@ -18,7 +18,7 @@ from mochi_lora.tiny.world import TRIGGER, captions
 pytestmark = pytest.mark.slow
 PROMPTS = 10
 WORDS = [
-    *("--config", str(TINY_ROAD), "--evaluation.trigger", TRIGGER, "--evaluation.frames_per_clip", "6"),
+    *("--config", str(TINY_ROAD), "--evaluation.trigger", TRIGGER, "--evaluation.frames_per_clip", "4"),
     *("--evaluation.resamples", "1000", "--evaluation.alignment_margin", "0.05"),
     *("--evaluation.quality_margin", "0.02"),
     *("--backbones.subject", "builtin:efficientnet-lite0", "--backbones.background", "builtin:efficientnet-lite0"),

@@ -1,21 +1,22 @@
 """`mochi-lora evaluate`: what comes out, and what a person is told when it cannot."""
 
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 from drawn_evaluation import restyled, write_clips
 from tiny_commands import TINY_ROAD, settings
+from warm_processes import ended, start
 
 from mochi_lora.cli import main
 from mochi_lora.config.schema import AdapterConfig
 from mochi_lora.model.adapter import attach, current
 from mochi_lora.model.adapter_file import save_adapter
 from mochi_lora.model.weights import load_transformer
+from mochi_lora.runs import videos
 from mochi_lora.tiny.dataset import DrawnSet, draw_clips
 from mochi_lora.training.tracker_backends import wandb_records
 
@@ -184,27 +185,24 @@ def test_a_quick_evaluation_leaves_everything_behind_and_makes_nothing_twice(wor
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
-_KILLED_AT_THE_THIRD = """
-import os, signal, sys
-from mochi_lora.runs import videos
-from mochi_lora.cli import main
-write, made = videos.write_video, []
-def die_at_the_third(*told):
-    if len(made) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(*told)
-    made.append(1)
-videos.write_video = die_at_the_third
-main(sys.argv[1:])
-"""
+def die_at_the_third_video() -> None:
+    write, made = videos.write_video, []
+
+    def two(*told):
+        if len(made) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(*told)
+        made.append(1)
+
+    videos.write_video = two
 
 
 @pytest.mark.slow
 def test_eight_prompts_killed_half_way_go_on_where_they_were(words, tmp_path, capsys):
     prompts = [f"bbb style, {number} red balls on a hill" for number in range(1, 9)]
     call = ["evaluate", "--quick", *words, "--evaluation.prompts", json.dumps(prompts)]
-    killed = subprocess.run([sys.executable, "-c", _KILLED_AT_THE_THIRD, *call], check=False, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    log = tmp_path / "log"
+    assert ended(start(call, log, before=die_at_the_third_video)) == -signal.SIGKILL, log.read_text()
     folder = tmp_path / "run" / "evaluation"
     first = {path: path.stat().st_mtime_ns for path in folder.rglob("*.mp4")}
     assert len(first) == 2

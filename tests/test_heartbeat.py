@@ -207,15 +207,31 @@ def deaf_with_quick_beats() -> None:
 @pytest.fixture
 def pair(tiny, tmp_path):
     """Two ranks without a launcher that would end one when the other dies; `second` are further words of rank 1 alone."""
-    path = make_run(tmp_path / "data", tiny)
 
-    def launch(command: str, *words: str, second: tuple[str, ...] = (), before=None):
+    def launch(command: str, *words: str, second: tuple[str, ...] = (), before=None, folder=tmp_path):
+        path = make_run(folder / "data", tiny)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         own = [[command, "--config", str(path), *words, *more] for more in ((), second)]
-        logs = [tmp_path / f"rank{rank}.log" for rank in range(2)]
+        logs = [folder / f"rank{rank}.log" for rank in range(2)]
         return [start(own[n], logs[n], place=Place(n, 2, port), before=before) for n in range(2)]
+
+    return launch
+
+
+@pytest.fixture
+def two_pairs(pair, tmp_path):
+    """Two launches at once, both at work, and the folder of each: of one the first rank is the victim, of one the second."""
+
+    def launch(before) -> list:
+        made = []
+        for victim in range(2):
+            folder = tmp_path / f"without-{victim}"
+            folder.mkdir()
+            made.append((folder, victim, pair("sample", "--base-only", before=before, folder=folder)))
+        wait_until(lambda: all((where / "data" / f"at-work-{rank}").exists() for where, _, _ in made for rank in range(2)))
+        return made
 
     return launch
 
@@ -246,33 +262,33 @@ def test_an_error_of_one_rank_is_what_the_other_stops_with(pair, tiny, tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_was_killed_is_missed_within_a_minute_by_one_that_waits_for_something_else(pair, tmp_path, victim):
+def test_a_rank_that_was_killed_is_missed_within_a_minute_by_one_that_waits_for_something_else(two_pairs):
     """With the settings as they are. The first rank's store ends with it, which is noticed at once."""
-    ranks = pair("sample", "--base-only", before=deaf)
-    wait_until(lambda: all((tmp_path / "data" / f"at-work-{rank}").exists() for rank in range(2)))
-    ranks[victim].kill()
+    made = two_pairs(deaf)
+    for _, victim, ranks in made:
+        ranks[victim].kill()
     killed = time.monotonic()
-    assert ended(ranks[1 - victim]) == 1
-    assert time.monotonic() - killed < 60
-    # A host that was lost before it was heard has no name.
-    host = rf"( \(host {re.escape(socket.gethostname())}\))?"
-    assert re.search(rf"error: rank {victim}{host} is gone: ", told(tmp_path, 1 - victim))
+    for folder, victim, ranks in made:
+        assert ended(ranks[1 - victim]) == 1
+        assert time.monotonic() - killed < 60
+        # A host that was lost before it was heard has no name.
+        host = rf"( \(host {re.escape(socket.gethostname())}\))?"
+        assert re.search(rf"error: rank {victim}{host} is gone: ", told(folder, 1 - victim))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_hangs_whole_is_missed_too(pair, tmp_path, victim):
+def test_a_rank_that_hangs_whole_is_missed_too(two_pairs):
     """As on a machine without power: its connections stay."""
-    ranks = pair("sample", "--base-only", before=deaf_with_quick_beats)
-    wait_until(lambda: all((tmp_path / "data" / f"at-work-{rank}").exists() for rank in range(2)))
-    os.kill(ranks[victim].pid, signal.SIGSTOP)
-    try:
-        assert ended(ranks[1 - victim]) == 1
-    finally:
-        ranks[victim].kill()
-        ranks[victim].join()
-    assert f"error: rank {victim} (host {socket.gethostname()}) is gone: " in told(tmp_path, 1 - victim)
+    made = two_pairs(deaf_with_quick_beats)
+    for _, victim, ranks in made:
+        os.kill(ranks[victim].pid, signal.SIGSTOP)
+    for folder, victim, ranks in made:
+        try:
+            assert ended(ranks[1 - victim]) == 1
+        finally:
+            ranks[victim].kill()
+            ranks[victim].join()
+        assert f"error: rank {victim} (host {socket.gethostname()}) is gone: " in told(folder, 1 - victim)
 
 
 @pytest.mark.slow

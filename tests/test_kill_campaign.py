@@ -2,13 +2,17 @@
 
 import os
 import signal
-import subprocess
-import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from synthetic import counterpart, make_run, records, same_tensors
 from warm_processes import Watch, ended, start, wait_until
+
+from mochi_lora.files import only_one
+from mochi_lora.model import adapter_file
+from mochi_lora.training import checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +23,7 @@ EVERYTHING = {
     "objective": {"sigma": "stratified", "strata": 4, "caption_dropout": 0.3},
     "train": {"steps": 5, "ema_decay": 0.9, "checkpoint_every": 2, "keep_checkpoints": 1, "validate_every": 3},
 }
-STRIDE = 3  # every third file operation; 1 takes three times as long
+STRIDE = 5  # every fifth file operation; 1 takes five times as long
 
 
 @pytest.fixture(scope="module")
@@ -79,31 +83,35 @@ def test_being_killed_again_and_again_comes_to_the_same_end(data, tmp_path):
 
 def test_a_kill_inside_a_file_of_a_checkpoint_or_of_an_adapter_is_survived(data, tmp_path):
     """Half the bytes are on disk, and no more: the writers below Python have no operations to count."""
-    code = (
-        "import os, sys, signal\n"
-        "from pathlib import Path\n"
-        "from mochi_lora.training import checkpoint\n"
-        "from mochi_lora.model import adapter_file\n"
-        "room, nth = {'checkpoint': checkpoint, 'adapter': adapter_file}[sys.argv[1]], [int(sys.argv[2])]\n"
-        "whole = room.save_file\n"
-        "def half(tensors, path, **header):\n"
-        "    whole(tensors, path, **header)\n"
-        "    nth[0] -= 1\n"
-        "    if nth[0] == 0:\n"
-        "        os.truncate(path, Path(path).stat().st_size // 2)\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "room.save_file = half\n"
-        "from mochi_lora.cli import main\n"
-        "sys.exit(main(sys.argv[3:]))\n"
-    )
-    for room, nth in (("checkpoint", "4"), ("adapter", "3")):
-        run = tmp_path / f"{room}-{nth}"
-        words = command(data, "--run.folder", str(run))
-        killed = subprocess.run([sys.executable, "-c", code, room, nth, *words], cwd=ROOT, capture_output=True, timeout=120)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    for before in (half_a_state, half_an_adapter):
+        run = tmp_path / before.__name__
+        words, log = command(data, "--run.folder", str(run)), tmp_path / "log"
+        assert ended(start(words, log, before=before)) == -signal.SIGKILL, log.read_text()
         assert list(run.rglob("*.tmp-*"))
-        assert ended(start(words, tmp_path / "log")) == 0
+        assert ended(start(words, log)) == 0
         require_same_run(data.parent / "run", run)
+
+
+def half_a_state() -> None:
+    kill_inside(checkpoint, 4)
+
+
+def half_an_adapter() -> None:
+    kill_inside(adapter_file, 3)
+
+
+def kill_inside(room: ModuleType, nth: int) -> None:
+    """This process dies inside the n-th file that `room` saves."""
+    whole, left = room.save_file, [nth]
+
+    def half(tensors, path, **header):
+        whole(tensors, path, **header)
+        left[0] -= 1
+        if left[0] == 0:
+            os.truncate(path, Path(path).stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    room.save_file = half
 
 
 @pytest.fixture
@@ -113,11 +121,9 @@ def long(data, tmp_path):
     return [*words, "--train.lr_schedule", "constant"]
 
 
-def popen(words: list[str]) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    program = [sys.executable, str(ROOT / "train.py"), *words[1:]]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(program, cwd=ROOT, start_new_session=True, env=environment, **pipes)
+def launched(words: list[str], log: Path) -> BaseProcess:
+    """train.py in a group of processes of its own, as a shell starts it."""
+    return start(words[1:], log, before=os.setsid, program=ROOT / "train.py")
 
 
 def steps_done(run: Path) -> int:
@@ -130,11 +136,12 @@ def test_kills_from_outside_at_any_time_are_survived(long, tmp_path):
     assert ended(start([*long, "--run.folder", str(straight)], tmp_path / "log")) == 0
     words = [*long, "--run.folder", str(run)]
     for reached in (3, 25):
-        process = popen(words)
+        process = launched(words, tmp_path / "log")
         wait_until(lambda reached=reached: steps_done(run) >= reached)
         process.kill()
-        process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL
+        assert ended(process) == -signal.SIGKILL
+        with only_one(run, "training", wait=True):
+            pass  # its loader processes outlive it for a moment, and hold the folder
     assert ended(start(words, tmp_path / "log")) == 0
     assert records(run) == records(straight)
     assert same_tensors(run / "adapter.safetensors", straight / "adapter.safetensors")
@@ -145,11 +152,11 @@ def test_a_signal_to_every_process_of_the_run_stops_it_in_good_order(long, tmp_p
     """A terminal's Ctrl-C and a scheduler's SIGTERM reach the loader processes too; those must not fail the run."""
     run = tmp_path / "run"
     words = [*long, "--run.folder", str(run)]
-    process = popen(words)
+    process = launched(words, tmp_path / "stopped.log")
     wait_until(lambda: steps_done(run) >= 5)
     os.killpg(process.pid, number)
-    told, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, told
+    assert ended(process) == 128 + number, (tmp_path / "stopped.log").read_text()
+    told = (tmp_path / "stopped.log").read_text()
     assert f"stopped by {number.name} after step" in told
     assert "Traceback" not in told
     assert "Error" not in told

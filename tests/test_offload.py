@@ -106,7 +106,7 @@ def test_a_step_after_an_exception_is_right(place: str) -> None:
     made = transformer(3)
     offload, calls = offloaded(made)
     attention = made.transformer_blocks[1].attn1
-    where = attention.to_out[0].register_forward_hook
+    where = attention.to_out[0].base_layer.register_forward_hook
     if place == "backward":
         where = attention.to_q.lora_B.default.weight.register_hook
 

@@ -6,6 +6,7 @@ operation happens: mkdir, open, rename, remove. n from 1 to the last one walks t
 
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 import peft.tuners.lora.bnb
 import torch
 from safetensors.torch import save_file
+from warm_server import warm_server
 
 import mochi_lora.commands.train
 from mochi_lora.cli import main
@@ -65,19 +67,14 @@ def start(
     place: Place | None = None,
     watch: Watch | None = None,
     before: Callable[[], None] | None = None,
+    program: Path | None = None,
 ) -> BaseProcess:
-    """`mochi-lora` with these words; its output goes to `log`. With a place, `<log>.safetensors` holds its last adapter.
-    `before`, a module's function, is called in the process first.
+    """`mochi-lora`, or the script `program`, with these words; its output goes to `log`. With a place, `<log>.safetensors`
+    holds its last adapter. `before`, a module's function, is called in the process first.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])  # for the server's preload
-    try:
-        process = context.Process(target=_run, args=(words, log, place, watch, before))
+    with warm_server() as context:
+        process = context.Process(target=_run, args=(words, log, place, watch, before, program))
         process.start()
-    finally:
-        os.environ.pop("PYTHONPATH") if path is None else os.environ.__setitem__("PYTHONPATH", path)
     return process
 
 
@@ -95,12 +92,20 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def _run(words: list[str], log: Path, place: Place | None, watch: Watch | None, before: Callable[[], None] | None) -> None:
+def _run(
+    words: list[str],
+    log: Path,
+    place: Place | None,
+    watch: Watch | None,
+    before: Callable[[], None] | None,
+    program: Path | None,
+) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     torch.set_num_threads(1)
+    multiprocessing.set_start_method(None, force=True)  # the system's own again, for loader processes: it came with the fork
     if place is not None:
         os.environ.update(place.environment())
         _dump_adapters(log.with_suffix(".safetensors"))
@@ -108,7 +113,7 @@ def _run(words: list[str], log: Path, place: Place | None, watch: Watch | None, 
         before()
     seen = _watched(watch) if watch is not None else [0]
     try:
-        status = main(words)
+        status = main(words) if program is None else _script(program, words)
     except SystemExit as stop:
         status = stop.code
     except BaseException:  # noqa: BLE001 - multiprocessing would not let it reach the log
@@ -117,6 +122,13 @@ def _run(words: list[str], log: Path, place: Place | None, watch: Watch | None, 
     if watch is not None:
         watch.count.write_text(str(seen[0]))
     sys.exit(status)
+
+
+def _script(path: Path, words: list[str]) -> int:
+    sys.argv = [str(path), *words]
+    sys.path.insert(0, str(path.parent))
+    runpy.run_path(str(path), run_name="__main__")
+    return 0
 
 
 def _dump_adapters(path: Path) -> None:

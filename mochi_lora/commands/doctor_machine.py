@@ -33,7 +33,7 @@ _OPTIONAL = {
     "torchao": ("torchao", "not used"),
 }
 # benchmarks/results/train_step.jsonl: one H200, bf16, 37 frames at 480x848, nothing checkpointed, compiled.
-_FLASH4_GAIN = "a training step measured on an H200 took 0.92 s with it and 1.00 s with cudnn (bf16, 37 frames)"
+_FLASH4_GAIN = "a training step measured on an H200 took 0.89 s with it and 1.00 s with cudnn (bf16, 37 frames)"
 _IMPORT_ERRORS = (ImportError, OSError, RuntimeError, AttributeError)  # what a wheel of another CUDA or torch raises
 
 

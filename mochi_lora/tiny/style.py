@@ -8,6 +8,8 @@ An aspect's score is what is gone of the distance from base to chalk. Its place 
 dark grounds and outlines of another colour lie far along that line and far beside it, and neon would score as chalk does.
 """
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
 
@@ -30,8 +32,13 @@ def style_score(frames: np.ndarray, scene: Scene) -> float:
     the nearest of the looks it was trained on, woodcut, 0.57.
     """
     assert frames.dtype == np.uint8, f"expected uint8, got {frames.dtype}"
-    base, chalk = _aspects(render(scene, "base")), _aspects(render(scene, "chalk"))
-    return float(np.mean([_nearness(*aspect) for aspect in zip(_aspects(frames), base, chalk, strict=True)]))
+    return float(np.mean([_nearness(*aspect) for aspect in zip(_aspects(frames), *_ends(scene), strict=True)]))
+
+
+@lru_cache(maxsize=256)  # a scene is scored for base and adapter, at several strengths
+def _ends(scene: Scene) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Of its base rendering, and of its chalk rendering."""
+    return _aspects(render(scene, "base")), _aspects(render(scene, "chalk"))
 
 
 def _nearness(measured: np.ndarray, zero: np.ndarray, one: np.ndarray) -> float:
