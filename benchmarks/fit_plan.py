@@ -1,4 +1,4 @@
-"""Fits the predictions' constants (mochi_lora/engine/fitted.yaml) on half of the measured cells; shows the error on the others.
+"""Fits the predictions' constants (mochi_lora/planning/fitted.yaml) on half of the measured cells; errors on the others.
 
     python benchmarks/fit_plan.py [--write]
 
@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from mochi_lora.engine.cards import Card, cards
-from mochi_lora.engine.footprint import GIB, Constants, fitted, predict_memory, weight_bytes
-from mochi_lora.engine.pace import seconds_per_step
 from mochi_lora.engine.plan import Plan
-from mochi_lora.engine.workload import AdapterSize, ModelSize, Workload
+from mochi_lora.planning.cards import Card, cards
+from mochi_lora.planning.footprint import GIB, Constants, fitted, predict_memory, weight_bytes
+from mochi_lora.planning.pace import seconds_per_step
+from mochi_lora.planning.workload import AdapterSize, ModelSize, Workload
 from mochi_lora.spec import Bucket
 
 ROOT = Path(__file__).parent.parent

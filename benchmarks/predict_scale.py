@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mochi_lora.config.schema import AdapterConfig
-from mochi_lora.engine.cards import card_named
-from mochi_lora.engine.footprint import predict_memory, resident_bytes, weight_bytes
-from mochi_lora.engine.mesh import Layout, check_layout, layouts_of
-from mochi_lora.engine.pace import seconds_per_pass, seconds_per_step
 from mochi_lora.engine.plan import Plan
-from mochi_lora.engine.traffic import step_traffic
-from mochi_lora.engine.workload import AdapterSize, ModelSize, Workload
 from mochi_lora.errors import UserError
+from mochi_lora.parallel.mesh import Layout, check_layout, layouts_of
+from mochi_lora.planning.cards import card_named
+from mochi_lora.planning.footprint import predict_memory, resident_bytes, weight_bytes
+from mochi_lora.planning.pace import seconds_per_pass, seconds_per_step
+from mochi_lora.planning.traffic import step_traffic
+from mochi_lora.planning.workload import AdapterSize, ModelSize, Workload
 from mochi_lora.runs.workloads import adapter_parameters
 from mochi_lora.spec import Bucket
 
@@ -42,7 +42,7 @@ class Prediction:
 
 
 def predicted(frames: int, layout: Layout) -> Prediction:
-    """By `engine.pace` and `engine.traffic`."""
+    """By `planning.pace` and `planning.traffic`."""
     plan, work = placed(frames, layout)
     plan_alone, alone = placed(frames, Layout())
     seconds = seconds_per_step(plan, work, CARD)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mochi_lora.engine.plan import Plan
-from mochi_lora.engine.workload import ModelSize
+from mochi_lora.planning.workload import ModelSize
 
 RESULTS = Path(__file__).parent / "results"
 _T5_WIDTH = 4096  # T5 XXL's

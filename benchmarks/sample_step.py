@@ -27,14 +27,14 @@ from train_step import model_of as model_of_training
 
 from mochi_lora.config.schedule import linear_quadratic_schedule
 from mochi_lora.data.samples import TextEmbedding
-from mochi_lora.engine.cards import card_of
-from mochi_lora.engine.footprint import predict_memory
-from mochi_lora.engine.pace import seconds_per_guided_step
 from mochi_lora.engine.precision import compute_dtype
-from mochi_lora.engine.workload import Films, ModelSize, Workload
 from mochi_lora.inference.generate import condition, conditions
 from mochi_lora.inference.sampler import draw_noise, sample_latents
 from mochi_lora.model.transformer import VelocityModel
+from mochi_lora.planning.cards import card_of
+from mochi_lora.planning.footprint import predict_memory
+from mochi_lora.planning.pace import seconds_per_guided_step
+from mochi_lora.planning.workload import Films, ModelSize, Workload
 from mochi_lora.spec import TEXT_TOKENS as MOST_TOKENS
 from mochi_lora.spec import Bucket
 from mochi_lora.training.trial import TEXT_TOKENS, Step

@@ -27,11 +27,11 @@ from train_step import GIB, RESULTS, about, append, attach, cap_memory, figures,
 
 from mochi_lora.config.schema import TrainConfig
 from mochi_lora.engine.kernels import Attention
-from mochi_lora.engine.mesh import ALONE, Layout, Ranks, layout_of, open_ranks
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.swap import home_of
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import random_transformer
+from mochi_lora.parallel.mesh import ALONE, Layout, Ranks, layout_of, open_ranks
 from mochi_lora.runs.processes import open_processes
 from mochi_lora.spec import Bucket
 from mochi_lora.training.trial import random_steps, run_trial

@@ -18,12 +18,12 @@ import result_tables
 from result_tables import markdown
 
 from mochi_lora.config.schema import Config
-from mochi_lora.engine.cards import Card, cards
-from mochi_lora.engine.choice import Forecast, choose, room_of
 from mochi_lora.engine.kernels import Attention
 from mochi_lora.engine.plan import Plan
-from mochi_lora.engine.workload import ModelSize
 from mochi_lora.errors import UserError
+from mochi_lora.planning.cards import Card, cards
+from mochi_lora.planning.choice import Forecast, choose, room_of
+from mochi_lora.planning.workload import ModelSize
 from mochi_lora.runs.workloads import Base, training_work
 from mochi_lora.spec import FRAMES_PER_SECOND, Bucket
 

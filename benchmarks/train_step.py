@@ -33,15 +33,15 @@ from peft import LoraConfig
 
 from mochi_lora.config.engine import checkpointing_runs
 from mochi_lora.config.schema import AdapterConfig, TrainConfig
-from mochi_lora.engine.cards import card_of
-from mochi_lora.engine.choice import forecast
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.precision import compute_dtype
 from mochi_lora.engine.swap import home_of
-from mochi_lora.engine.workload import AdapterSize, ModelSize, Workload
 from mochi_lora.model import adapter as lora
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import random_transformer
+from mochi_lora.planning.cards import card_of
+from mochi_lora.planning.choice import forecast
+from mochi_lora.planning.workload import AdapterSize, ModelSize, Workload
 from mochi_lora.spec import TRANSFORMER_PARAMETERS, Bucket
 from mochi_lora.training.trial import TEXT_TOKENS, Step, Trial, random_steps, run_trial
 

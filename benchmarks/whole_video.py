@@ -25,9 +25,7 @@ from mochi_lora.config.requests import AdapterChoice
 from mochi_lora.config.schema import Config, SampleConfig
 from mochi_lora.data.samples import TextEmbedding
 from mochi_lora.engine.plan import Plan
-from mochi_lora.engine.resolve import resolve_plan
 from mochi_lora.engine.swap import home_of
-from mochi_lora.engine.workload import ModelSize, Workload
 from mochi_lora.inference.live import LiveSampler
 from mochi_lora.inference.prompts import embed_prompts
 from mochi_lora.inference.video import write_mp4
@@ -37,6 +35,8 @@ from mochi_lora.model.text import TextEncoder
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.vae import MochiVae
 from mochi_lora.model.weights import random_transformer
+from mochi_lora.planning.resolve import resolve_plan
+from mochi_lora.planning.workload import ModelSize, Workload
 from mochi_lora.runs.workloads import film_work
 from mochi_lora.spec import Bucket
 from mochi_lora.training.trial import TEXT_TOKENS

@@ -11,11 +11,11 @@ import pytest
 import torch
 from warm_processes import Place, ended, start
 
-from mochi_lora.engine import footprint
-from mochi_lora.engine.cards import card_named
-from mochi_lora.engine.mesh import Layout
 from mochi_lora.engine.plan import Plan
-from mochi_lora.engine.resolve import Resolved
+from mochi_lora.parallel.mesh import Layout
+from mochi_lora.planning import footprint
+from mochi_lora.planning.cards import card_named
+from mochi_lora.planning.resolve import Resolved
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

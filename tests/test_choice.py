@@ -6,12 +6,12 @@ import pytest
 from test_footprint import CLIP, WORK
 
 from mochi_lora.config.engine import EngineConfig
-from mochi_lora.engine.cards import card_named
-from mochi_lora.engine.choice import Room, candidates, choose, forecast, next_smaller
 from mochi_lora.engine.plan import Plan
-from mochi_lora.engine.resolve import resolve_plan
-from mochi_lora.engine.workload import Films
 from mochi_lora.errors import UserError
+from mochi_lora.planning.cards import card_named
+from mochi_lora.planning.choice import Room, candidates, choose, forecast, next_smaller
+from mochi_lora.planning.resolve import resolve_plan
+from mochi_lora.planning.workload import Films
 from mochi_lora.spec import Bucket
 
 H200 = card_named("H200")

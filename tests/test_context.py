@@ -11,7 +11,6 @@ from inputs import SHAPE, caption, captions, normal
 
 from mochi_lora.config.schema import SampleConfig
 from mochi_lora.engine import compiled as compiled_blocks
-from mochi_lora.engine.mesh import ALONE, reduce_gradients
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.shards import ShardedBlocks
 from mochi_lora.inference.generate import generate_latents
@@ -20,6 +19,7 @@ from mochi_lora.model.step_cache import StepCache
 from mochi_lora.model.tiny import TRANSFORMER
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import random_transformer
+from mochi_lora.parallel.mesh import ALONE, reduce_gradients
 
 LENGTHS = (5, 0)
 PLAIN = Plan("cpu", "fp32", "auto", "none")

@@ -15,12 +15,12 @@ from warm_processes import Place, ended, start
 
 from mochi_lora.commands.evaluation_losses import losses_of
 from mochi_lora.config.load import load_config
-from mochi_lora.engine.mesh import Ranks, share_out
 from mochi_lora.errors import UserError
 from mochi_lora.evaluation.footage import Footage
 from mochi_lora.evaluation.results import BandLoss
 from mochi_lora.evaluation.scoring import Scores, _had
 from mochi_lora.measures.features import FeatureCache
+from mochi_lora.parallel.mesh import Ranks, share_out
 from mochi_lora.tiny.dataset import DrawnSet, draw_clips
 
 

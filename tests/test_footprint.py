@@ -10,12 +10,12 @@ from accelerate import init_empty_weights
 from diffusers import MochiTransformer3DModel
 
 from mochi_lora.config.schema import AdapterConfig
-from mochi_lora.engine.footprint import GIB, fitted, kept_bytes, predict_memory, weight_bytes
 from mochi_lora.engine.plan import Plan
-from mochi_lora.engine.workload import AdapterSize, Films, ModelSize, Workload
 from mochi_lora.model.adapter import attach
 from mochi_lora.model.tiny import TRANSFORMER
 from mochi_lora.model.weights import random_transformer
+from mochi_lora.planning.footprint import GIB, fitted, kept_bytes, predict_memory, weight_bytes
+from mochi_lora.planning.workload import AdapterSize, Films, ModelSize, Workload
 from mochi_lora.runs.workloads import adapter_parameters
 from mochi_lora.spec import TRANSFORMER_PARAMETERS, Bucket
 

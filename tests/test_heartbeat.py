@@ -15,9 +15,9 @@ from synthetic import make_run
 from tiny_commands import EXAMPLES
 from warm_processes import Place, ended, start, wait_until
 
-from mochi_lora.engine import heartbeat
-from mochi_lora.engine.heartbeat import RHYTHM, Heartbeat, PeerGoneError, Rhythm
 from mochi_lora.errors import UserError
+from mochi_lora.parallel import heartbeat
+from mochi_lora.parallel.heartbeat import RHYTHM, Heartbeat, PeerGoneError, Rhythm
 from mochi_lora.runs import videos
 from mochi_lora.runs.previews import Previews
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from test_footprint import CLIP, WORK, lines
 
-from mochi_lora.engine.cards import card_named, card_nearest, cards, price_of
-from mochi_lora.engine.pace import decoding_seconds, seconds_per_guided_step, seconds_per_pass, seconds_per_step
 from mochi_lora.engine.plan import Plan
 from mochi_lora.errors import UserError
+from mochi_lora.planning.cards import card_named, card_nearest, cards, price_of
+from mochi_lora.planning.pace import decoding_seconds, seconds_per_guided_step, seconds_per_pass, seconds_per_step
 from mochi_lora.spec import Bucket
 
 H200 = card_named("H200")

@@ -9,9 +9,9 @@ from test_footprint import WORK
 
 from mochi_lora.cli import main
 from mochi_lora.commands import plan as room
-from mochi_lora.engine.cards import card_named
-from mochi_lora.engine.choice import Choice, Room, forecast
 from mochi_lora.engine.plan import Plan
+from mochi_lora.planning.cards import card_named
+from mochi_lora.planning.choice import Choice, Room, forecast
 from mochi_lora.runs.plan import RunPlan
 
 

@@ -21,14 +21,14 @@ from mochi_lora.commands import train
 from mochi_lora.config.engine import EngineConfig, parallel_sizes
 from mochi_lora.config.load import load_config
 from mochi_lora.config.schema import Config
-from mochi_lora.engine.choice import NoPlanFitsError, Room, check_settings
-from mochi_lora.engine.footprint import GIB, predict_memory, weight_bytes
-from mochi_lora.engine.mesh import Layout, Ranks, check_layout, layout_of, layouts_of, least_world
 from mochi_lora.engine.plan import Plan
-from mochi_lora.engine.resolve import Resolved
-from mochi_lora.engine.workload import AdapterSize, ModelSize, Workload
 from mochi_lora.errors import UserError
 from mochi_lora.inference.playback import read_video
+from mochi_lora.parallel.mesh import Layout, Ranks, check_layout, layout_of, layouts_of, least_world
+from mochi_lora.planning.choice import NoPlanFitsError, Room, check_settings
+from mochi_lora.planning.footprint import GIB, predict_memory, weight_bytes
+from mochi_lora.planning.resolve import Resolved
+from mochi_lora.planning.workload import AdapterSize, ModelSize, Workload
 from mochi_lora.runs import models, processes
 from mochi_lora.runs import plan as plan_room
 from mochi_lora.spec import Bucket

@@ -9,13 +9,13 @@ import torch
 from gang import Ranks, together
 from test_context import PLAIN
 
-from mochi_lora.engine.footprint import resident_bytes
 from mochi_lora.engine.shards import ShardedBlocks
 from mochi_lora.engine.transfer import bytes_of, laid_out, room_for
-from mochi_lora.engine.workload import ModelSize
 from mochi_lora.model.tiny import TRANSFORMER
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import random_transformer
+from mochi_lora.planning.footprint import resident_bytes
+from mochi_lora.planning.workload import ModelSize
 from mochi_lora.runs.models import load_planned
 
 CPU = torch.device("cpu")

@@ -11,16 +11,16 @@ from test_context import PLAIN, model_of
 from test_footprint import WORK as MOCHI_WORK
 
 from mochi_lora.engine import compiled as compiled_blocks
-from mochi_lora.engine.cards import card_named
-from mochi_lora.engine.mesh import reduce_gradients
-from mochi_lora.engine.pace import seconds_per_pass, seconds_per_step
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.shards import GATHER
-from mochi_lora.engine.traffic import pass_traffic, reduce_seconds, step_traffic
-from mochi_lora.engine.workload import AdapterSize, ModelSize, Workload
 from mochi_lora.model.flow import velocity_loss
 from mochi_lora.model.tiny import TRANSFORMER
 from mochi_lora.model.transformer import VelocityModel
+from mochi_lora.parallel.mesh import reduce_gradients
+from mochi_lora.planning.cards import card_named
+from mochi_lora.planning.pace import seconds_per_pass, seconds_per_step
+from mochi_lora.planning.traffic import pass_traffic, reduce_seconds, step_traffic
+from mochi_lora.planning.workload import AdapterSize, ModelSize, Workload
 from mochi_lora.spec import Bucket
 
 H200 = card_named("H200")

@@ -12,12 +12,12 @@ from mochi_lora.config.engine import EngineConfig
 from mochi_lora.config.schema import AdapterConfig
 from mochi_lora.data.samples import TextEmbedding
 from mochi_lora.engine.plan import Plan, resolve_device
-from mochi_lora.engine.resolve import resolve_plan
-from mochi_lora.engine.workload import ModelSize, Workload
 from mochi_lora.errors import UserError
 from mochi_lora.model.adapter import attach
 from mochi_lora.model.tiny import TRANSFORMER
 from mochi_lora.model.transformer import TextBatch, VelocityModel, timestep_of
+from mochi_lora.planning.resolve import resolve_plan
+from mochi_lora.planning.workload import ModelSize, Workload
 from mochi_lora.spec import Bucket
 
 # Stock diffusers asks for an autocast that a CPU does not have; it goes on in float32, as meant.

@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 
 from mochi_lora.engine import flash4
-from mochi_lora.engine.choice import host_memory
 from mochi_lora.engine.fp8 import supports_fp8
 from mochi_lora.errors import install_command
+from mochi_lora.planning.choice import host_memory
 
 _GIB = 2**30
 _SMALLEST_GPU = 11.0  # GiB free: the smallest cap that the engine has a plan for

@@ -15,7 +15,6 @@ from mochi_lora.commands.evaluation_scene import Scene, check_networks, set_scen
 from mochi_lora.config.requests import EvaluationRequest
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, progress_bar
-from mochi_lora.engine.mesh import Layout, Ranks, share_out
 from mochi_lora.engine.plan import resolve_device
 from mochi_lora.errors import UserError
 from mochi_lora.evaluation.bleed import bleed
@@ -35,6 +34,7 @@ from mochi_lora.files import only_one
 from mochi_lora.measures.backbones import DRAWN_WORLD
 from mochi_lora.measures.catalogue import MEASURES
 from mochi_lora.measures.features import FeatureCache
+from mochi_lora.parallel.mesh import Layout, Ranks, share_out
 from mochi_lora.runs.folder import evaluation_folder, held_out_losses
 from mochi_lora.runs.processes import join_launch, out_of_memory_named
 from mochi_lora.runs.videos import make_videos

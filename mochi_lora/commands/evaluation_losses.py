@@ -10,9 +10,7 @@ from mochi_lora.config.schema import Config
 from mochi_lora.console import progress_bar
 from mochi_lora.data.cache import Cache
 from mochi_lora.data.index import Index, index_path, read_index
-from mochi_lora.engine.mesh import ALONE, Ranks, open_ranks, share_out
 from mochi_lora.engine.plan import resolve_device
-from mochi_lora.engine.resolve import resolve_plan
 from mochi_lora.evaluation.grid import thin
 from mochi_lora.evaluation.losses import band_losses
 from mochi_lora.evaluation.results import BandLoss, Missing
@@ -21,6 +19,8 @@ from mochi_lora.model.adapter_file import load_adapter
 from mochi_lora.model.base import locate
 from mochi_lora.model.flow import LatentStats
 from mochi_lora.model.transformer import VelocityModel
+from mochi_lora.parallel.mesh import ALONE, Ranks, open_ranks, share_out
+from mochi_lora.planning.resolve import resolve_plan
 from mochi_lora.runs.identity import require_same_encoders
 from mochi_lora.runs.models import load_planned
 from mochi_lora.runs.processes import LONG_WAIT_MINUTES, decided, least_room, processes_here

@@ -20,8 +20,16 @@ from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table
 from mochi_lora.data.index import index_path, read_index
 from mochi_lora.data.mix import parts_of
-from mochi_lora.engine.cards import Card, card_named, card_nearest, card_of, cards, price_of
-from mochi_lora.engine.choice import (
+from mochi_lora.engine.plan import Plan, resolve_device
+from mochi_lora.engine.swap import home_of
+from mochi_lora.errors import UserError
+from mochi_lora.model import adapter as lora
+from mochi_lora.model.base import locate
+from mochi_lora.model.transformer import VelocityModel
+from mochi_lora.model.weights import random_transformer, read_config
+from mochi_lora.parallel.mesh import layout_of, least_world
+from mochi_lora.planning.cards import Card, card_named, card_nearest, card_of, cards, price_of
+from mochi_lora.planning.choice import (
     MODES,
     Choice,
     Forecast,
@@ -32,17 +40,9 @@ from mochi_lora.engine.choice import (
     room_of,
     split_where_nothing_fits,
 )
-from mochi_lora.engine.mesh import layout_of, least_world
-from mochi_lora.engine.pace import decoding_seconds, mean_seconds, seconds_per_guided_step, seconds_per_pass
-from mochi_lora.engine.plan import Plan, resolve_device
-from mochi_lora.engine.resolve import resolve_plan
-from mochi_lora.engine.swap import home_of
-from mochi_lora.engine.workload import Films, ModelSize, Workload
-from mochi_lora.errors import UserError
-from mochi_lora.model import adapter as lora
-from mochi_lora.model.base import locate
-from mochi_lora.model.transformer import VelocityModel
-from mochi_lora.model.weights import random_transformer, read_config
+from mochi_lora.planning.pace import decoding_seconds, mean_seconds, seconds_per_guided_step, seconds_per_pass
+from mochi_lora.planning.resolve import resolve_plan
+from mochi_lora.planning.workload import Films, ModelSize, Workload
 from mochi_lora.runs.workloads import base_or_published, film_work, training_work
 from mochi_lora.spec import Bucket
 from mochi_lora.training.trial import Trial, random_steps, run_trial

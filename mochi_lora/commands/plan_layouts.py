@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table
-from mochi_lora.engine.choice import Choice, Forecast, NoPlanFitsError, choose
-from mochi_lora.engine.mesh import Layout, check_layout, layouts_of
-from mochi_lora.engine.pace import mean_seconds
-from mochi_lora.engine.traffic import step_traffic
-from mochi_lora.engine.workload import Workload
 from mochi_lora.errors import UserError
+from mochi_lora.parallel.mesh import Layout, check_layout, layouts_of
+from mochi_lora.planning.choice import Choice, Forecast, NoPlanFitsError, choose
+from mochi_lora.planning.pace import mean_seconds
+from mochi_lora.planning.traffic import step_traffic
+from mochi_lora.planning.workload import Workload
 from mochi_lora.spec import Bucket
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from mochi_lora.config.requests import AdapterChoice, SampleRequest
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
-from mochi_lora.engine.mesh import Ranks
 from mochi_lora.errors import UserError
 from mochi_lora.inference.playback import read_video
 from mochi_lora.inference.shots import Shot, short_names
 from mochi_lora.inference.tiles import GridRow, write_grids
 from mochi_lora.inference.video import glimpse, video_name, write_contact_sheet
+from mochi_lora.parallel.mesh import Ranks
 from mochi_lora.runs.folder import final_adapter
 from mochi_lora.runs.processes import agreed, join_launch, out_of_memory_named
 from mochi_lora.runs.videos import make_videos

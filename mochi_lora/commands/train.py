@@ -24,7 +24,6 @@ from mochi_lora.data.mix import parts_of, pools_of
 from mochi_lora.data.plan import BatchPlan, Share
 from mochi_lora.data.prompts import CachedPrompts
 from mochi_lora.data.statistics import data_statistics
-from mochi_lora.engine.mesh import Layout, Ranks, check_layout, layout_of, make_alike, open_ranks
 from mochi_lora.engine.plan import Plan
 from mochi_lora.errors import UserError
 from mochi_lora.files import only_one, remove_abandoned, write_text
@@ -34,6 +33,7 @@ from mochi_lora.model.base import fingerprint, locate
 from mochi_lora.model.flow import LatentStats
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import LoadedTransformer
+from mochi_lora.parallel.mesh import Layout, Ranks, check_layout, layout_of, make_alike, open_ranks
 from mochi_lora.runs.called import Called
 from mochi_lora.runs.comfyui_copy import refuse_settings
 from mochi_lora.runs.events import RunEvents, RunState

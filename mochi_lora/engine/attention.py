@@ -16,11 +16,11 @@ from diffusers import MochiTransformer3DModel
 
 from mochi_lora.engine import kernels
 from mochi_lora.engine.adapted import project
-from mochi_lora.engine.context import ContextRanks
 from mochi_lora.engine.fp8 import Coded
 from mochi_lora.engine.kernels import Attention
 from mochi_lora.engine.rotary import joint_queries_keys
 from mochi_lora.errors import UserError
+from mochi_lora.parallel.context import ContextRanks
 
 _TOLERANCES = {torch.float32: 5e-3, torch.bfloat16: 3e-2, torch.float16: 3e-2}  # of the check; float32 may run as TF32
 _CHECKED_TOKENS = 288  # FlashAttention-4 compiles variants of their own below 129

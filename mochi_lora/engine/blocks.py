@@ -14,11 +14,11 @@ from torch import nn
 
 from mochi_lora.engine.checkpoints import Block, RotaryTables, modes_of, run_block
 from mochi_lora.engine.compiled import CompiledBlocks
-from mochi_lora.engine.mesh import ALONE, Ranks
 from mochi_lora.engine.offload import ActivationOffload
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.shards import ShardedBlocks
 from mochi_lora.engine.swap import BlockSwap
+from mochi_lora.parallel.mesh import ALONE, Ranks
 
 _Run = Callable[..., tuple[torch.Tensor, torch.Tensor]]  # `run_block` or its compiled form
 

@@ -1,4 +1,4 @@
-"""How the transformer is run: the engine settings, resolved (`engine.resolve`). Stored with every run and reused on resume."""
+"""How the transformer is run: the engine settings, resolved (`planning.resolve`). Stored with each run, reused on resume."""
 
 from dataclasses import dataclass
 from typing import Literal

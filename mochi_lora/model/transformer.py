@@ -19,12 +19,12 @@ from mochi_lora.data.samples import TextEmbedding
 from mochi_lora.engine.attention import install_attention
 from mochi_lora.engine.blocks import wrap_blocks
 from mochi_lora.engine.checkpoints import RotaryTables
-from mochi_lora.engine.context import ContextRanks
 from mochi_lora.engine.joint_block import install_blocks
-from mochi_lora.engine.mesh import ALONE, Ranks
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.precision import compute_dtype
 from mochi_lora.model.step_cache import StepCache, after_blocks
+from mochi_lora.parallel.context import ContextRanks
+from mochi_lora.parallel.mesh import ALONE, Ranks
 
 _TIME_SCALE = 1000.0
 

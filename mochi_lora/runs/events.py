@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from mochi_lora.config.schema import Config
-from mochi_lora.engine.mesh import share_out
 from mochi_lora.model import adapter as lora
 from mochi_lora.model.adapter_file import save_adapter
 from mochi_lora.model.transformer import VelocityModel
+from mochi_lora.parallel.mesh import share_out
 from mochi_lora.runs.comfyui_copy import copy_path, refuse_unholdable, write_copy
 from mochi_lora.runs.folder import (
     best_adapter,

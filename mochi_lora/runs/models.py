@@ -6,17 +6,17 @@ from pathlib import Path
 import torch
 
 from mochi_lora.config.schema import Config
-from mochi_lora.engine.choice import Room
-from mochi_lora.engine.mesh import ALONE, Ranks, layout_of
 from mochi_lora.engine.plan import Plan
-from mochi_lora.engine.resolve import resolve_plan
 from mochi_lora.engine.swap import home_of
-from mochi_lora.engine.workload import ModelSize
 from mochi_lora.inference.live import LiveSampler
 from mochi_lora.model.base import locate
 from mochi_lora.model.text import TextEncoder
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import LoadedTransformer, load_transformer, read_config
+from mochi_lora.parallel.mesh import ALONE, Ranks, layout_of
+from mochi_lora.planning.choice import Room
+from mochi_lora.planning.resolve import resolve_plan
+from mochi_lora.planning.workload import ModelSize
 from mochi_lora.runs.decoder import load_decoder
 from mochi_lora.runs.processes import processes_here
 from mochi_lora.runs.workloads import sampling_work

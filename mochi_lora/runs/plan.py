@@ -10,13 +10,13 @@ from accelerate import Accelerator
 from mochi_lora.config.engine import EngineConfig
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
-from mochi_lora.engine.cards import card_of
-from mochi_lora.engine.choice import Choice, Room, forecast, next_smaller, split_where_nothing_fits
-from mochi_lora.engine.mesh import Layout
-from mochi_lora.engine.pace import mean_seconds
 from mochi_lora.engine.plan import Plan
-from mochi_lora.engine.resolve import resolve_plan
-from mochi_lora.engine.workload import Workload
+from mochi_lora.parallel.mesh import Layout
+from mochi_lora.planning.cards import card_of
+from mochi_lora.planning.choice import Choice, Room, forecast, next_smaller, split_where_nothing_fits
+from mochi_lora.planning.pace import mean_seconds
+from mochi_lora.planning.resolve import resolve_plan
+from mochi_lora.planning.workload import Workload
 from mochi_lora.runs.processes import decided, least_room, processes_here
 from mochi_lora.runs.workloads import base_of, training_work
 from mochi_lora.spec import Bucket

@@ -16,11 +16,11 @@ from accelerate import Accelerator
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
 from mochi_lora.data.prompts import PromptEmbeddings
-from mochi_lora.engine.mesh import ALONE, Ranks, gathered
 from mochi_lora.inference.generate import generate_latents, render
 from mochi_lora.inference.sampler import Cancelled
 from mochi_lora.inference.video import glimpse, video_name, write_contact_sheet, write_mp4
 from mochi_lora.model.transformer import VelocityModel
+from mochi_lora.parallel.mesh import ALONE, Ranks, gathered
 from mochi_lora.runs.decoder import load_decoder
 from mochi_lora.runs.folder import sheet_path
 from mochi_lora.runs.processes import LONG_WAIT_MINUTES

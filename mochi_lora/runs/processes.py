@@ -13,11 +13,11 @@ from accelerate.utils import ProjectConfiguration
 
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
-from mochi_lora.engine.choice import Room, room_here
-from mochi_lora.engine.heartbeat import watch_peers
-from mochi_lora.engine.mesh import ALONE, Ranks, check_layout, gathered, layout_of, open_ranks
 from mochi_lora.engine.plan import resolve_device
 from mochi_lora.errors import UserError
+from mochi_lora.parallel.heartbeat import watch_peers
+from mochi_lora.parallel.mesh import ALONE, Ranks, check_layout, gathered, layout_of, open_ranks
+from mochi_lora.planning.choice import Room, room_here
 from mochi_lora.runs.workloads import base_here, film_work
 
 _WHAT_MAKES_IT_FIT = (
@@ -25,7 +25,7 @@ _WHAT_MAKES_IT_FIT = (
     "fewer frames or a smaller size in data.buckets and sample; for T5, encode.text_precision int8"
 )
 T = TypeVar("T")
-LONG_WAIT_MINUTES = 7 * 24 * 60  # a rank may be done days before its peers; who is lost is `engine.heartbeat`'s to tell
+LONG_WAIT_MINUTES = 7 * 24 * 60  # a rank may be done days before its peers; who is lost is `parallel.heartbeat`'s to tell
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from mochi_lora import __version__
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, progress_bar
 from mochi_lora.data.samples import TextEmbedding
-from mochi_lora.engine.mesh import ALONE, Ranks
 from mochi_lora.engine.plan import Plan, resolve_device
 from mochi_lora.files import remove_abandoned, sha256_of_file
 from mochi_lora.inference.live import LiveSampler
@@ -25,6 +24,7 @@ from mochi_lora.inference.prompts import embed_prompts
 from mochi_lora.inference.shots import Shot, describe, in_switching_order, is_made, told_settings, write_video
 from mochi_lora.model.adapter_file import load_adapter
 from mochi_lora.model.base import fingerprint, locate
+from mochi_lora.parallel.mesh import ALONE, Ranks
 from mochi_lora.runs.models import load_sampler, load_text, sampling_plan
 from mochi_lora.runs.processes import agreed, decided, least_room
 

@@ -9,13 +9,13 @@ from typing import cast, get_args
 from mochi_lora.config.engine import parallel_sizes
 from mochi_lora.config.schedule import guidance_schedule
 from mochi_lora.config.schema import AdapterConfig, Config
-from mochi_lora.engine.footprint import GIB
 from mochi_lora.engine.precision import Precision
-from mochi_lora.engine.workload import AdapterSize, Films, ModelSize, Workload
 from mochi_lora.errors import UserError
 from mochi_lora.model.adapter import target_pattern
 from mochi_lora.model.base import locate
 from mochi_lora.model.weights import read_config, stored_precision
+from mochi_lora.planning.footprint import GIB
+from mochi_lora.planning.workload import AdapterSize, Films, ModelSize, Workload
 from mochi_lora.spec import Bucket
 
 _MOMENT_BYTES = {"adamw": 8, "paged_adamw": 8, "adamw8bit": 2, "paged_adamw8bit": 2}  # per parameter

@@ -13,7 +13,7 @@ from typing import Self
 import torch
 import torch.distributed as dist
 
-from mochi_lora.engine.heartbeat import PeerGoneError, is_peer_error
+from mochi_lora.parallel.heartbeat import PeerGoneError, is_peer_error
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ECHO_SECONDS = 2.0  # a launcher passes on what the terminal or the scheduler has sent us already

@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from mochi_lora.config.schema import ObjectiveConfig, TrainConfig
-from mochi_lora.engine.mesh import ALONE, Ranks, reduce_gradients
 from mochi_lora.model.flow import interpolate, temporal_loss, velocity_loss, velocity_target
+from mochi_lora.parallel.mesh import ALONE, Ranks, reduce_gradients
 from mochi_lora.streams import Purpose, stream
 from mochi_lora.training.average import MovingAverage
 from mochi_lora.training.batches import Batch

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _resolve_process_group
 
-from mochi_lora.engine.mesh import Ranks
+from mochi_lora.parallel.mesh import Ranks
 
 
 def _group_of(name: str) -> dist.ProcessGroup:

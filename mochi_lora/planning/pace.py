@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mochi_lora.config.engine import Mode
-from mochi_lora.engine.cards import Card
-from mochi_lora.engine.footprint import Constants, fitted, kept_bytes, offloading_blocks, runs_of, weight_bytes
 from mochi_lora.engine.plan import Plan
-from mochi_lora.engine.traffic import (
+from mochi_lora.planning.cards import Card
+from mochi_lora.planning.footprint import Constants, fitted, kept_bytes, offloading_blocks, runs_of, weight_bytes
+from mochi_lora.planning.traffic import (
     exchange_seconds,
     gather_seconds,
     gathered_one_way,
@@ -20,7 +20,7 @@ from mochi_lora.engine.traffic import (
     repeated,
     velocity_seconds,
 )
-from mochi_lora.engine.workload import Workload
+from mochi_lora.planning.workload import Workload
 from mochi_lora.spec import Bucket
 
 _DECODED = 5.0  # bytes per parameter and pass: int8 or nf4 read, bf16 written and read again

@@ -115,7 +115,7 @@ def price_of(card: Card) -> tuple[float, str] | None:
 
 
 def _table(name: str) -> Any:  # noqa: ANN401 - YAML is any
-    return yaml.safe_load(files("mochi_lora.engine").joinpath(name).read_text(encoding="utf-8"))
+    return yaml.safe_load(files("mochi_lora.planning").joinpath(name).read_text(encoding="utf-8"))
 
 
 def _plain(name: str) -> str:

@@ -18,7 +18,7 @@ from mochi_lora.engine.fp8 import Fp8Linear
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.precision import FORMATS, Part, Precision, compute_dtype
 from mochi_lora.engine.quantised import Int8Linear, Nf4Linear, QuantisedLinear
-from mochi_lora.engine.workload import ModelSize, Workload
+from mochi_lora.planning.workload import ModelSize, Workload
 
 GIB = 2**30
 _SLOTS = 2  # swapped blocks that are on the device at a time
@@ -53,7 +53,7 @@ class Constants:
 @cache
 def fitted() -> Constants:
     """The committed constants."""
-    return Constants(**yaml.safe_load(files("mochi_lora.engine").joinpath("fitted.yaml").read_text(encoding="utf-8")))
+    return Constants(**yaml.safe_load(files("mochi_lora.planning").joinpath("fitted.yaml").read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ trained is whole on every rank, so a checkpoint of rank 0 is complete and any la
 
 Why not DeviceMesh: `shard` is no axis of a mesh but lies across the other two, and one call per size makes the groups. Why not
 DCP (`torch.distributed.checkpoint`): it saves and reshards what is in pieces, and nothing that is saved is; a checkpoint stays
-a few plain files with checksums, which one process writes. Why no ring attention beside Ulysses (`engine.context`): it would
+a few plain files with checksums, which one process writes. Why no ring attention beside Ulysses (`parallel.context`): it would
 serve numbers of ranks that do not divide the heads, and 24 heads divide by 2, 3, 4, 6 and 8.
 """
 

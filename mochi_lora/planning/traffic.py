@@ -18,11 +18,11 @@ Not here, because they are a few bytes: the question whether to stop, the step c
 from dataclasses import dataclass
 from math import gcd
 
-from mochi_lora.engine.cards import Card
-from mochi_lora.engine.footprint import runs_of, split_bytes
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.precision import compute_dtype
-from mochi_lora.engine.workload import Workload
+from mochi_lora.planning.cards import Card
+from mochi_lora.planning.footprint import runs_of, split_bytes
+from mochi_lora.planning.workload import Workload
 
 # Units (a bf16 vector of the visual width per token) that one block's two exchanges read and write beside the link, counted in
 # the code: q, k and v are stacked, put in order for the ranks, and put in order again; the output twice.

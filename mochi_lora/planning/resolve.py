@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 
 from mochi_lora.config.engine import EngineConfig, parallel_sizes
-from mochi_lora.engine.cards import card_of
-from mochi_lora.engine.choice import Choice, Room, check_settings, choose, named_precision, room_here
 from mochi_lora.engine.kernel_choice import resolve_attention
 from mochi_lora.engine.kernels import Attention
 from mochi_lora.engine.plan import Plan, resolve_device
 from mochi_lora.engine.precision import Precision, compute_dtype, require_precision
-from mochi_lora.engine.workload import Workload
+from mochi_lora.planning.cards import card_of
+from mochi_lora.planning.choice import Choice, Room, check_settings, choose, named_precision, room_here
+from mochi_lora.planning.workload import Workload
 
 
 @dataclass(frozen=True)

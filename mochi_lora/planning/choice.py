@@ -14,13 +14,13 @@ import torch
 
 from mochi_lora.config.engine import EngineConfig, Mode, checkpointing_runs, parallel_sizes
 from mochi_lora.engine.attention import Attention
-from mochi_lora.engine.cards import Card
-from mochi_lora.engine.footprint import GIB, Footprint, predict_memory
-from mochi_lora.engine.pace import seconds_per_guided_step, seconds_per_pass, seconds_per_step
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.precision import Precision
-from mochi_lora.engine.workload import Workload
 from mochi_lora.errors import UserError
+from mochi_lora.planning.cards import Card
+from mochi_lora.planning.footprint import GIB, Footprint, predict_memory
+from mochi_lora.planning.pace import seconds_per_guided_step, seconds_per_pass, seconds_per_step
+from mochi_lora.planning.workload import Workload
 
 # What the allocator holds beyond what is allocated, where memory is short (it then gives back what it can).
 _SLACK_SHARE, _SLACK_GIB = 0.03, 0.3
