@@ -23,7 +23,7 @@ EVERYTHING = {
     "objective": {"sigma": "stratified", "strata": 4, "caption_dropout": 0.3},
     "train": {"steps": 5, "ema_decay": 0.9, "checkpoint_every": 2, "keep_checkpoints": 1, "validate_every": 3},
 }
-STRIDE = 5  # every fifth file operation; 1 takes five times as long
+STRIDE = 3  # every third file operation; 1 takes three times as long
 
 
 @pytest.fixture(scope="module")
