@@ -9,10 +9,9 @@ import torch
 import torch.distributed as dist
 from warm_server import warm_server
 
+# What the server has loaded before it forks.
 import mochi_lora.model.adapter
 import mochi_lora.model.transformer
-
-# What the server has loaded before it forks.
 import mochi_lora.parallel.mesh
 import mochi_lora.training.trainer
 from mochi_lora.parallel.mesh import Ranks, layout_of, open_ranks

@@ -98,5 +98,5 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(residual, "_has_kernel", lambda _, *given: not any(tensor.requires_grad for tensor in given))
     monkeypatch.setattr(adapted, "_has_kernel", lambda result, low: result.dtype == low.dtype)
     for room in (fp8, quantised):
-        monkeypatch.setattr(room, "_has_kernel", lambda _: True)
+        monkeypatch.setattr(room, "has_kernels", lambda _: True)
     return made

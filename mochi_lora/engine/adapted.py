@@ -18,11 +18,7 @@ from peft.tuners.lora import Linear
 from torch import nn
 
 from mochi_lora.engine.fp8 import Coded, Fp8Linear, through, values_of
-
-try:
-    from mochi_lora.engine import fused
-except ImportError:
-    fused = None  # type: ignore[assignment]
+from mochi_lora.engine.hand_written import fused, has_kernels
 
 _MOST_RANK = 64  # beyond it the product is no longer bound by memory
 _DTYPES = (torch.bfloat16, torch.float16)  # in float32 the product has no tensor cores, and a tile does not fit the registers
@@ -72,7 +68,7 @@ def _adapted(factors: _Factors, rows: torch.Tensor | Coded, low: torch.Tensor) -
 
 def _has_kernel(result: torch.Tensor, low: torch.Tensor) -> bool:
     same = result.dtype == low.dtype and low.dtype in _DTYPES
-    return fused is not None and result.is_cuda and same and low.shape[-1] <= _MOST_RANK
+    return has_kernels(result) and same and low.shape[-1] <= _MOST_RANK
 
 
 class _LowRankSum(torch.autograd.Function):

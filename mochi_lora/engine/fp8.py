@@ -17,12 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from mochi_lora.engine.hand_written import fused, has_kernels
 from mochi_lora.engine.quantised import QuantisedLinear, Spec
-
-try:
-    from mochi_lora.engine import fused
-except ImportError:
-    fused = None  # type: ignore[assignment]
 
 CODES = torch.float8_e4m3fn
 
@@ -96,13 +92,9 @@ def quantise_rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def scaled_codes(values: torch.Tensor, factors: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """`quantise_rows` of `values` [M, K] times `factors` [K]; on a GPU by one kernel, which compilers fuse with nothing."""
-    if not _has_kernel(values):
+    if not has_kernels(values):
         return quantise_rows(values if factors is None else values * factors)
     return row_codes(values, factors)
-
-
-def _has_kernel(values: torch.Tensor) -> bool:
-    return fused is not None and values.is_cuda
 
 
 @torch.library.custom_op("mochi_lora::row_codes", mutates_args=())

@@ -17,11 +17,7 @@ from diffusers.models.activations import SwiGLU
 from torch import nn
 
 from mochi_lora.engine.fp8 import Coded, Fp8Linear, coded, empty_codes, input_gradient, product, scaled_codes, values_of
-
-try:
-    from mochi_lora.engine import fused
-except ImportError:
-    fused = None  # type: ignore[assignment]
+from mochi_lora.engine.hand_written import fused, has_kernels
 
 
 class GatedProjection(nn.Module):
@@ -34,7 +30,7 @@ class GatedProjection(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N]."""
         hidden = self.proj(x)
-        return gate(hidden) if fused is None or not x.is_cuda else _Gate.apply(hidden)
+        return _Gate.apply(hidden) if has_kernels(x) else gate(hidden)
 
 
 class GatedFeedForward(nn.Module):
@@ -48,7 +44,7 @@ class GatedFeedForward(nn.Module):
         """[..., K] -> [..., K]."""
         x = values_of(rows)
         first, last = self.net[0].proj, self.net[2]
-        if fused is not None and x.is_cuda and _is_bare(first) and _is_bare(last):
+        if has_kernels(x) and _is_bare(first) and _is_bare(last):
             _, codes, scale = rows if isinstance(rows, Coded) else coded(x)
             weights = first.weight, first.weight_scale, last.weight, last.weight_scale
             made = _Fp8FeedForward.apply(x.reshape(-1, x.shape[-1]), codes, scale, *weights, last.compute_dtype)

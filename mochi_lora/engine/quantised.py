@@ -16,10 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-try:
-    from mochi_lora.engine import fused
-except ImportError:
-    fused = None  # type: ignore[assignment]
+from mochi_lora.engine.hand_written import fused, has_kernels
 
 Spec = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
@@ -145,7 +142,7 @@ class Int8Linear(WeightOnlyLinear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Linear's name
         """[X, K] -> [X, N] bf16."""
         few = input.ndim == 2 and input.shape[0] <= _FEW_ROWS and not input.requires_grad
-        if few and (_has_kernel(input) or torch.compiler.is_compiling()):
+        if few and (has_kernels(input) or torch.compiler.is_compiling()):
             # One row per sample and nothing to differentiate, as in the modulation: the codes alone are read, where decoding
             # would write and read two bytes per weight besides.
             total = byte_product(input, self.weight, self.weight_scale)
@@ -158,11 +155,7 @@ def byte_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> 
 
     torch.compile makes a kernel of the formula that reads an eighth of what an H200's memory could.
     """
-    return byte_product_kernel(x, weight, scale) if _has_kernel(x) else (x.float().unsqueeze(1) * weight).sum(-1) * scale
-
-
-def _has_kernel(x: torch.Tensor) -> bool:
-    return fused is not None and x.is_cuda
+    return byte_product_kernel(x, weight, scale) if has_kernels(x) else (x.float().unsqueeze(1) * weight).sum(-1) * scale
 
 
 @torch.library.custom_op("mochi_lora::byte_product", mutates_args=())

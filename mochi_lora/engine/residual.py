@@ -15,11 +15,7 @@ from typing import Any
 import torch
 
 from mochi_lora.engine.fp8 import Coded, empty_codes
-
-try:
-    from mochi_lora.engine import fused
-except ImportError:
-    fused = None  # type: ignore[assignment]
+from mochi_lora.engine.hand_written import fused, has_kernels
 
 Normed = torch.Tensor | Coded
 _WARPS = 8
@@ -63,7 +59,7 @@ def norm(x: torch.Tensor, factor: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def _has_kernel(x: torch.Tensor, *modulation: torch.Tensor) -> bool:
-    return fused is not None and x.is_cuda and not any(tensor.requires_grad for tensor in modulation)
+    return has_kernels(x) and not any(tensor.requires_grad for tensor in modulation)
 
 
 def _together(normed: list[torch.Tensor]) -> Normed:

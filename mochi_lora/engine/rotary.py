@@ -12,10 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-try:
-    from mochi_lora.engine import fused
-except ImportError:
-    fused = None  # type: ignore[assignment]
+from mochi_lora.engine.hand_written import fused, has_kernels
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -42,7 +39,7 @@ def joint_queries_keys(q: torch.Tensor, k: torch.Tensor, text: Pair, norms: tupl
     and of k; rotary = cos and sin [V, H, D/2] float32. Where there is no kernel, or D is no power of two, by the formula.
     """
     size = q.shape[3]
-    if fused is None or not q.is_cuda or size & (size - 1):
+    if not has_kernels(q) or size & (size - 1):
         made = (rotate(norm(x), *rotary) for x, norm in zip((q, k), norms, strict=True))
         return tuple(torch.cat([x, x_text], dim=1) for x, x_text in zip(made, text, strict=True))  # type: ignore[return-value]
     norm_q, norm_k = norms
