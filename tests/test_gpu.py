@@ -105,6 +105,23 @@ def test_a_run_resumed_from_its_checkpoint_goes_on_like_one_never_stopped(road, 
         torch.testing.assert_close(resumed[name], tensor, rtol=1e-3, atol=1e-6)
 
 
+def test_a_gpu_that_fills_up_names_the_plan_and_what_makes_it_fit(road, tmp_path, capfd):
+    """The caching allocator's own limit, as a real run meets it in the middle of a step."""
+    _, config = road
+    torch.cuda.empty_cache()
+    room = torch.cuda.memory_reserved() + 24 * 2**20  # the tiny model's weights and little else
+    torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(CUDA).total_memory)
+    try:
+        assert main(["train", "--config", config, "--run.folder", str(tmp_path / "run"), "--train.sample_every", "0"]) == 1
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    told = " ".join(capfd.readouterr().err.split())
+    assert "the GPU's memory is full (CUDA out of memory." in told
+    assert "The plan was" in told
+    assert "GiB while" in told
+    assert "GiB: set, below engine," in told or "no plan is much smaller" in told
+
+
 def test_offloading_changes_no_frame(road, tmp_path, monkeypatch):
     """Compared before x264, which may write other bytes for the same frames."""
     made = []
