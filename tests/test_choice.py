@@ -3,13 +3,14 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from test_footprint import CLIP, WORK
 
 from mochi_lora.config.engine import EngineConfig
 from mochi_lora.engine.plan import Plan
 from mochi_lora.errors import UserError
 from mochi_lora.planning.cards import card_named
-from mochi_lora.planning.choice import Room, candidates, choose, forecast, next_smaller
+from mochi_lora.planning.choice import Room, candidates, choose, forecast, next_smaller, room_here
 from mochi_lora.planning.resolve import resolve_plan
 from mochi_lora.planning.workload import Films
 from mochi_lora.spec import Bucket
@@ -171,3 +172,20 @@ def test_passes_set_by_hand_are_kept_and_their_memory_is_counted():
     assert "guidance_passes one" in str(one.plan)
     assert resolve_plan(EngineConfig(device="cpu", guidance_passes="one"), filming(1)).plan.guidance_passes == "one"
     assert resolve_plan(EngineConfig(device="cpu"), filming(1)).plan.guidance_passes == "two"
+
+
+@pytest.mark.parametrize(("device", "place"), [("cuda", 1), ("cuda:0", 0)])
+def test_the_room_here_is_what_is_free_or_what_a_cap_leaves(device, place, monkeypatch):
+    """torch takes "cuda" without a number for most figures, but not for the cap: a launch of one process has none."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100 * 2**30, 140 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 5 * 2**30)
+
+    def fraction(where):
+        asked.append(torch.cuda._utils._get_device_index(where))
+        return 40 / 140
+
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", fraction)
+    assert room_here(torch.device(device)).device == pytest.approx(35)
+    assert asked == [place]

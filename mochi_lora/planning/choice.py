@@ -135,7 +135,8 @@ def candidates(engine: EngineConfig, work: Workload, card: Card, attention: Atte
 def room_here(device: torch.device) -> Room:
     """Free memory of this GPU, within the cap set for the process if there is one, and of this host."""
     free, total = torch.cuda.mem_get_info(device)
-    cap = torch.cuda.get_per_process_memory_fraction(device) * total - torch.cuda.memory_allocated(device)
+    place = torch.cuda.current_device() if device.index is None else device.index  # "cuda" alone is refused
+    cap = torch.cuda.get_per_process_memory_fraction(place) * total - torch.cuda.memory_allocated(device)
     return Room(min(free, cap) / GIB, host_memory())
 
 
