@@ -13,6 +13,7 @@ import logging
 import torch
 import torch.nn.functional as F
 from torch import _dynamo, nn
+from torch._inductor import config as inductor
 
 from mochi_lora.config.engine import Mode
 from mochi_lora.engine.attention import host_lengths
@@ -36,6 +37,9 @@ class CompiledBlocks:
         limits = _dynamo.config
         limits.recompile_limit = max(limits.recompile_limit, _MOST_VARIANTS)
         limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * _MOST_VARIANTS)
+        # To see whether padding a product pays, inductor compares the caption's length with bounds, and each side of a bound is
+        # one more compilation. Mochi's widths need no padding.
+        inductor.shape_padding = False
         self._run = torch.compile(run_block, fullgraph=True, backend=BACKEND)
 
     def __call__(
