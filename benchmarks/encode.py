@@ -23,6 +23,7 @@ from encode_lines import about, buckets_of, forget_peaks, made_vae, measured, ou
 from encode_work import folder_lines, text_lines
 from train_step import RESULTS, STOCK, append, cap_memory
 
+from mochi_lora.engine.allocator import expand_segments
 from mochi_lora.model.vae import CHUNK_ELEMENTS
 from mochi_lora.model.vae_upstream import mend
 from mochi_lora.spec import TRAINED_HEIGHT, TRAINED_WIDTH, Bucket
@@ -33,6 +34,7 @@ OURS = "mochi-lora"
 
 def main() -> None:
     """Run every case; one model is on the device at a time."""
+    expand_segments()
     arguments = _arguments()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cap_memory(arguments.memory_cap_gib, device)

@@ -27,6 +27,7 @@ from train_step import model_of as model_of_training
 
 from mochi_lora.config.schedule import linear_quadratic_schedule
 from mochi_lora.data.samples import TextEmbedding
+from mochi_lora.engine.allocator import expand_segments
 from mochi_lora.engine.precision import compute_dtype
 from mochi_lora.inference.generate import condition, conditions
 from mochi_lora.inference.sampler import draw_noise, sample_latents
@@ -52,6 +53,7 @@ class SampleCase(Case):
 
 def main() -> None:
     """Run every case; one that fails is a line with its error, and the next one starts."""
+    expand_segments()
     arguments = parsed()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.whole:

@@ -26,6 +26,7 @@ from sample_step import guided_step
 from train_step import GIB, RESULTS, about, append, attach, cap_memory, figures, say
 
 from mochi_lora.config.schema import TrainConfig
+from mochi_lora.engine.allocator import expand_segments
 from mochi_lora.engine.kernels import Attention
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.swap import home_of
@@ -51,6 +52,7 @@ class Measured:
 
 def main() -> None:
     """Every size in every mode that its tokens allow; a case that fails on a rank ends the call."""
+    expand_segments()
     arguments = parsed()
     with open_processes("auto", _WAIT_MINUTES) as processes:  # for the others while the first one measures alone
         run(arguments, processes)

@@ -33,6 +33,7 @@ from peft import LoraConfig
 
 from mochi_lora.config.engine import checkpointing_runs
 from mochi_lora.config.schema import AdapterConfig, TrainConfig
+from mochi_lora.engine.allocator import expand_segments
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.precision import compute_dtype
 from mochi_lora.engine.swap import home_of
@@ -62,6 +63,7 @@ class Case:
 
 def main() -> None:
     """Run every case; a case that runs out of memory or fails is a line with its error, and the next one starts."""
+    expand_segments()
     arguments = parsed()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.errors:

@@ -21,6 +21,7 @@ from mochi_lora.config.reference import json_schema, reference_yaml
 from mochi_lora.config.requests import AdapterChoice, EvaluationRequest, PlanRequest, SampleRequest, read_prompts
 from mochi_lora.config.schema import Config
 from mochi_lora.console import errors, hush_libraries
+from mochi_lora.engine.allocator import expand_segments
 from mochi_lora.errors import UserError
 from mochi_lora.runs.called import Called
 
@@ -42,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
     arguments.overrides = overrides
     arguments.command = shlex.join(["mochi-lora", *argv])
     hush_libraries()
+    expand_segments()
     try:
         _refuse_unknown(unknown)
         arguments.run(arguments)

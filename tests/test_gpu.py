@@ -80,6 +80,7 @@ def test_the_whole_road_runs_and_the_sample_shows_frames(road, tmp_path):
     assert main(["sample", "--config", config, "--output", str(tmp_path)]) == 0
     with av.open(str(next(tmp_path.glob("*.mp4")))) as video:
         assert sum(1 for _ in video.decode(video=0)) == 19
+    assert any(segment["is_expandable"] for segment in torch.cuda.memory_snapshot())
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"])
