@@ -2,8 +2,9 @@
 
     python benchmarks/fit_plan.py [--write]
 
-Cells are the newest lines of each case in results/train_step.jsonl and results/prototype.jsonl at full depth, sorted; every
-second one is fitted. Few cells and many constants: each constant is held near its present value, in proportion.
+Cells are the newest lines of each case in results/train_step.jsonl and results/prototype.jsonl at full depth, sorted by what
+they keep, so that each constant is seen from both halves; every second one is fitted. Few cells and many constants: each
+constant is held near its present value, in proportion.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from mochi_lora.planning.workload import AdapterSize, ModelSize, Workload
 from mochi_lora.spec import Bucket
 
 ROOT = Path(__file__).parent.parent
+FITTED = ROOT / "mochi_lora" / "planning" / "fitted.yaml"
 FILES = ("train_step.jsonl", "prototype.jsonl")
 MEMORY = ("base_gib", "kept_compiled", "kept_eager", "gradients_compiled", "gradients_eager")
 TIME = ("moved_compiled", "again_compiled", "moved_eager", "again_eager", "quantising", "fixed_seconds")
@@ -46,7 +48,7 @@ class Cell:
 
 
 def cells(paths: Sequence[Path]) -> list[Cell]:
-    """The newest line of each case on a measured card, sorted; stock diffusers is another program."""
+    """The newest line of each case on a measured card; stock diffusers is another program."""
     newest: dict[str, Cell] = {}
     for path in paths:
         for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
@@ -55,7 +57,7 @@ def cells(paths: Sequence[Path]) -> list[Cell]:
                 continue
             cell = _cell(line, card)
             newest[cell.name] = cell
-    return [newest[name] for name in sorted(newest)]
+    return sorted(newest.values(), key=lambda cell: (cell.plan.compile, cell.plan.checkpointing, cell.name))
 
 
 def predicted(cell: Cell, constants: Constants) -> tuple[float, float]:
@@ -136,7 +138,7 @@ def main() -> None:
     for name, value in asdict(constants).items():
         print(f"{name}: {value:.4g} (was {getattr(fitted(), name):.4g})")
     if write:
-        _write(ROOT / "mochi_lora" / "engine" / "fitted.yaml", constants)
+        _write(FITTED, constants)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from warm_processes import Place, ended, start
 
 from mochi_lora.engine.plan import Plan
@@ -199,6 +200,17 @@ def test_constants_fitted_on_half_of_the_cells_predict_the_others():
     for name, memory, seconds in fit_plan.errors(others, constants):
         assert abs(memory) < 0.08, name
         assert abs(seconds) < 0.15, name
+
+
+def test_the_constants_are_written_where_they_are_read(tmp_path, monkeypatch):
+    committed = yaml.safe_load(fit_plan.FITTED.read_text())
+    assert committed == asdict(footprint.fitted())
+    copy = tmp_path / "fitted.yaml"
+    copy.write_text(fit_plan.FITTED.read_text())
+    monkeypatch.setattr(fit_plan, "FITTED", copy)
+    monkeypatch.setattr("sys.argv", ["fit_plan.py", "--write"])
+    fit_plan.main()
+    assert yaml.safe_load(copy.read_text()) == pytest.approx(committed, rel=0.2)
 
 
 def test_a_plan_is_read_from_words_and_a_strange_part_is_refused():
