@@ -26,7 +26,9 @@ class Kernel(NamedTuple):
 
 
 def profiled(steps: Iterator[Step], device: torch.device, folder: Path, name: str) -> dict[str, Any]:
-    """Host waits inside a step, and of some steps behind each other the share of time in which no kernel ran.
+    """Host waits inside a step; of some steps behind each other the seconds with a kernel and the share of time without one.
+
+    The profiler slows the host down: against steps that are timed without it the share is smaller.
 
     `folder` gets a file with the longest kernels and one with the longest times between kernels.
     """
@@ -39,7 +41,9 @@ def profiled(steps: Iterator[Step], device: torch.device, folder: Path, name: st
     table = profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=90)
     (folder / f"{name}.txt").write_text(table)
     (folder / f"{name}-gaps.txt").write_text(gaps(kernels))
-    return {"gpu_idle_share": 1 - busy_seconds(kernels) / wall, "host_waits_per_step": len(waits), "host_waits": waits}
+    busy = busy_seconds(kernels)
+    idle = {"gpu_idle_share": 1 - busy / wall, "kernel_seconds": busy / _WATCHED}
+    return idle | {"host_waits_per_step": len(waits), "host_waits": waits}
 
 
 def running(work: Callable[[], object], device: torch.device) -> tuple[float, float | None]:
