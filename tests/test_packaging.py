@@ -45,9 +45,10 @@ def pinned() -> dict[str, str]:
 def requirements() -> list[tuple[str, str]]:
     """(name, lowest version) of everything pyproject.toml asks for, extras too."""
     asked = [*PROJECT["dependencies"], *(text for extra in PROJECT["optional-dependencies"].values() for text in extra)]
-    split = [re.match(r"([A-Za-z0-9_-]+)(?:>=([\d.b]+))?$", text) for text in asked if not text.startswith("mochi-lora[")]
-    assert all(split)
-    return [(match[1].lower().replace("_", "-"), match[2] or "0") for match in split]
+    found = [Requirement(text) for text in asked if not text.startswith("mochi-lora[")]
+    assert all({bound.operator for bound in each.specifier} <= {">=", "<"} for each in found)
+    floors = [[bound.version for bound in each.specifier if bound.operator == ">="] for each in found]
+    return [(canonicalize_name(each.name), floor[0] if floor else "0") for each, floor in zip(found, floors, strict=True)]
 
 
 @pytest.mark.parametrize(
