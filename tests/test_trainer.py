@@ -9,12 +9,16 @@ from inputs import hash_of_base
 from synthetic import distance, make_run, records, same_tensors, unit_stats
 
 from mochi_lora.cli import main
+from mochi_lora.commands import train
 from mochi_lora.config.load import load_config
-from mochi_lora.config.schema import AdapterConfig, ObjectiveConfig, TrainConfig
+from mochi_lora.config.schema import AdapterConfig, Config, ObjectiveConfig, TrainConfig
 from mochi_lora.data.cache import Cache
 from mochi_lora.data.index import read_index
+from mochi_lora.engine.plan import Plan
 from mochi_lora.model.adapter import attach
 from mochi_lora.model.flow import interpolate, temporal_loss, velocity_loss, velocity_target
+from mochi_lora.parallel.mesh import ALONE
+from mochi_lora.runs.models import load_planned
 from mochi_lora.training.average import MovingAverage
 from mochi_lora.training.batches import SampleSource
 from mochi_lora.training.health import Health
@@ -205,3 +209,15 @@ def test_two_runs_of_one_configuration_are_bit_equal_and_another_seed_is_not(dat
     assert same_tensors(files["first"], files["second"])
     assert records(folders["first"]) == records(folders["second"])
     assert not same_tensors(files["first"], files["other"])
+
+
+def test_ranks_are_made_alike_when_every_factor_is_on_the_device(tiny, monkeypatch):
+    """Factors of swapped and split blocks come to a GPU with `VelocityModel`, and NCCL takes nothing from a CPU; gloo does."""
+    happened = []
+    built = train.VelocityModel
+    monkeypatch.setattr(train, "VelocityModel", lambda *given: happened.append("on the device") or built(*given))
+    monkeypatch.setattr(train, "make_alike", lambda *_: happened.append("alike"))
+    plan = Plan("cpu", "fp32", "auto", "none", block_swap=1)
+    loaded = load_planned(tiny / "transformer", plan, torch.device("cpu"))
+    train._build_learner(Config(), Accelerator(cpu=True), loaded, plan, None, ALONE)
+    assert happened == ["on the device", "alike"]

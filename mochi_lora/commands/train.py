@@ -204,8 +204,8 @@ def _build_learner(
     parameters = lora.attach(loaded.transformer, config.adapter, config.run.seed)
     if start is not None:
         lora.load_into(loaded.transformer, start, lora.TRAINED)
-    make_alike(list(parameters.values()), ranks.layout)
     model = VelocityModel(loaded.transformer, plan, ranks)
+    make_alike(list(parameters.values()), ranks.layout)  # now that those of swapped and split blocks are on the device too
     model.train()
     learner = Learner(
         accelerator=processes,
