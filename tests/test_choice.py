@@ -175,17 +175,19 @@ def test_passes_set_by_hand_are_kept_and_their_memory_is_counted():
 
 
 @pytest.mark.parametrize(("device", "place"), [("cuda", 1), ("cuda:0", 0)])
-def test_the_room_here_is_what_is_free_or_what_a_cap_leaves(device, place, monkeypatch):
+@pytest.mark.parametrize(("share", "room"), [(40 / 140, 35), (1.0, 103)], ids=["capped", "whole"])
+def test_the_room_here_is_what_is_free_or_held_unused_or_what_a_cap_leaves(device, place, share, room, monkeypatch):
     """torch takes "cuda" without a number for most figures, but not for the cap: a launch of one process has none."""
     asked = []
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100 * 2**30, 140 * 2**30))
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 5 * 2**30)
+    for name, gib in {"mem_get_info": (100, 140), "memory_allocated": 5, "memory_reserved": 8}.items():
+        told = tuple(part * 2**30 for part in gib) if isinstance(gib, tuple) else gib * 2**30
+        monkeypatch.setattr(torch.cuda, name, lambda _, told=told: told)
 
     def fraction(where):
         asked.append(torch.cuda._utils._get_device_index(where))
-        return 40 / 140
+        return share
 
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", fraction)
-    assert room_here(torch.device(device)).device == pytest.approx(35)
+    assert room_here(torch.device(device)).device == pytest.approx(room)
     assert asked == [place]

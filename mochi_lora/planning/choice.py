@@ -3,6 +3,7 @@
 Deterministic: the same settings, card, workload and room give the same plan.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -133,10 +134,17 @@ def candidates(engine: EngineConfig, work: Workload, card: Card, attention: Atte
 
 
 def room_here(device: torch.device) -> Room:
-    """Free memory of this GPU, within the cap set for the process if there is one, and of this host."""
+    """Free memory of this GPU, within the cap set for the process if there is one, and of this host.
+
+    What torch holds without using it is this process's to use, so it is free. A compiled model that nobody has any more lives
+    on until a collection.
+    """
+    gc.collect()
     free, total = torch.cuda.mem_get_info(device)
+    used = torch.cuda.memory_allocated(device)
+    free += torch.cuda.memory_reserved(device) - used
     place = torch.cuda.current_device() if device.index is None else device.index  # "cuda" alone is refused
-    cap = torch.cuda.get_per_process_memory_fraction(place) * total - torch.cuda.memory_allocated(device)
+    cap = torch.cuda.get_per_process_memory_fraction(place) * total - used
     return Room(min(free, cap) / GIB, host_memory())
 
 
