@@ -161,6 +161,8 @@ class BlockSwap:
         assert probe.dtype == torch.float32, "the weights of a swapped block keep their dtypes"
         for weight in self._weights[number]:
             weight.tensor.data = torch.empty(0, dtype=weight.host.dtype)
+        for copied in self._arrived:  # whoever gets the places' memory next does not wait for a copy into them
+            copied.wait()
         module = apply(fn, recurse)
         if probe.device.type == self._device.type:
             self._place(number)
