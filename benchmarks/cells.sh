@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The cases behind benchmarks/results/*.jsonl, by group, on one GPU (scale: two) with the packages of this project.
+# The cases behind benchmarks/results/*.jsonl, by group, on one GPU (scale37 and scale_long: two) with the packages of this project.
 #
 #     benchmarks/cells.sh FOLDER warm step37 step163 caps163
 #
@@ -31,7 +31,10 @@ run() {
 step() { run "$1" "$2" "$PYTHON" benchmarks/train_step.py --output "$OUT/train_step.jsonl" "${@:3}"; }
 sample() { run "$1" "$2" "$PYTHON" benchmarks/sample_step.py --output "$OUT/sample_step.jsonl" "${@:3}"; }
 encode() { run "$1" "$2" "$PYTHON" benchmarks/encode.py --output "$OUT/encode.jsonl" "${@:3}"; }
-scale() { run "$1" "$2" torchrun --standalone --nproc-per-node 2 benchmarks/scale.py --output "$OUT/scale.jsonl" "${@:3}"; }
+scale() {
+	local launch=("$PYTHON" -m torch.distributed.run --standalone --local-addr 127.0.0.1 --nproc-per-node 2)
+	run "$1" "$2" "${launch[@]}" benchmarks/scale.py --output "$OUT/scale.jsonl" "${@:3}"
+}
 
 warm() {
 	local try
@@ -79,12 +82,10 @@ group() {
 	text) encode text 100 --what text --frames 37 ;;
 	sample) sample sample 240 --frames 37 163 --steps 6 --plan "$FAST,precision=fp8,checkpointing=none" --guidance two_passes --profile --profile-folder "$OUT" ;;
 	whole) sample whole 240 --whole --frames 163 --memory-cap-gib 23 --steps 4 ;;
-	scale)
-		scale scale_37 300 --modes data shard --frames 37 --warmup 2 --steps 6 || return
-		scale scale_long 580 --modes context --frames 85 163 --warmup 1 --steps 4
-		;;
+	scale37) scale scale_37 450 --modes data shard --frames 37 --warmup 2 --steps 6 ;;
+	scale_long) scale scale_long 590 --modes context --frames 163 85 --warmup 1 --steps 4 ;;
 	*)
-		echo "$1: no group; they are warm step37 step85 step163 caps163 stock errors vae exact folder text sample whole scale" >&2
+		echo "$1: no group; they are warm step37 step85 step163 caps163 stock errors vae exact folder text sample whole scale37 scale_long" >&2
 		return 2
 		;;
 	esac

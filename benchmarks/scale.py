@@ -5,16 +5,19 @@
 The first process measures alone while the others wait, then all measure each way of sharing: `data` (each its own samples),
 `context` (one sample's tokens), `shard` (as data, with the base split). `speed_up` is samples per second over those of one
 process in the same call, `sampling_speed_up` the same of guided denoising steps with the adapter, `speed_against_data` the
-speed of a split base over that of `data`. On a GPU blocks are compiled and attention is cuDNN's, as `predict_scale.py` has it.
-Weights and clips are random; nothing about quality is claimed. To try it on a CPU:
+speed of a split base over that of `data`. On a GPU blocks are compiled and attention is cuDNN's, as `predict_scale.py` has
+it. All captions are equally long: cuDNN plans anew for each length, and the modes would meet different ones while they are
+timed. Weights and clips are random; nothing about quality is claimed. To try it on a CPU:
 
     torchrun --standalone --nproc-per-node 2 benchmarks/scale.py --frames 7 --height 32 --width 48 --layers 2 --heads 6
 """
 
 import argparse
+import gc
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,9 +38,10 @@ from mochi_lora.model.weights import random_transformer
 from mochi_lora.parallel.mesh import ALONE, Layout, Ranks, layout_of, open_ranks
 from mochi_lora.runs.processes import open_processes
 from mochi_lora.spec import Bucket
-from mochi_lora.training.trial import random_steps, run_trial
+from mochi_lora.training.trial import TEXT_TOKENS, random_steps, run_trial
 
 MODES = ("data", "context", "shard")
+_CAPTIONS = TEXT_TOKENS[:1] * len(TEXT_TOKENS)
 _WAIT_MINUTES = 60.0
 
 
@@ -67,10 +71,11 @@ def run(arguments: argparse.Namespace, processes: Accelerator) -> None:
     compiled = cuda if arguments.compile is None else arguments.compile
     base = Plan(device.type, arguments.precision, attention, arguments.checkpointing, compile=compiled)
     buckets = [Bucket(frames, arguments.height, arguments.width) for frames in arguments.frames]
-    found: dict[str, dict[Bucket, Measured]] = {}
+    found: dict[str, dict[Bucket, Measured]] = {"alone": {}}
+    processes.wait_for_everyone()  # what cannot talk fails now, not after the first process has measured alone
     if processes.is_main_process:
-        found["alone"] = measured(arguments, base, ALONE, buckets, device)
-        for bucket in buckets:
+        for bucket, one in measured(arguments, base, ALONE, buckets, device):
+            found["alone"][bucket] = one
             append(arguments.output, line(arguments, "alone", bucket, base, found, ALONE.layout))
     for mode in arguments.modes if world > 1 else ():
         processes.wait_for_everyone()
@@ -78,38 +83,42 @@ def run(arguments: argparse.Namespace, processes: Accelerator) -> None:
         ranks = open_ranks(layout_of(setting, world), _WAIT_MINUTES)
         plan = replace(base, context=ranks.layout.context, shard=ranks.layout.shard)
         fitting = [bucket for bucket in buckets if bucket.tokens % ranks.layout.context == 0]
-        found[mode] = measured(arguments, plan, ranks, fitting, device)
-        for bucket in fitting if processes.is_main_process else ():
-            append(arguments.output, line(arguments, mode, bucket, plan, found, ranks.layout))
+        found[mode] = {}
+        for bucket, one in measured(arguments, plan, ranks, fitting, device):
+            found[mode][bucket] = one
+            if processes.is_main_process:
+                append(arguments.output, line(arguments, mode, bucket, plan, found, ranks.layout))
     processes.end_training()
 
 
 def measured(
     arguments: argparse.Namespace, plan: Plan, ranks: Ranks, buckets: list[Bucket], device: torch.device
-) -> dict[Bucket, Measured]:
-    """All sizes on one model."""
+) -> Iterator[tuple[Bucket, Measured]]:
+    """Each size, all on one model."""
     dimensions = {"num_layers": arguments.layers, "num_attention_heads": arguments.heads}
     home = partial(home_of, depth=arguments.layers, plan=plan) if plan.shard > 1 else None
     torch.compiler.reset()
+    gc.collect()  # what compiled blocks of the mode before still hold
+    cuda = device.type == "cuda"
+    before = torch.cuda.memory_allocated(device) if cuda else 0  # cuBLAS's workspaces, from the second mode on
     transformer = random_transformer(dimensions, device=device, precision=plan.precision, home=home)
     parameters = attach("mochi-lora", transformer, arguments.rank)
     model = VelocityModel(transformer, plan, ranks)
-    cuda = device.type == "cuda"
     if cuda:
         torch.cuda.empty_cache()
-    static = torch.cuda.memory_allocated(device) / GIB if cuda else None
-    found = {}
+    static = (torch.cuda.memory_allocated(device) - before) / GIB if cuda else None
     for bucket in buckets:
         if ranks.rank == 0:
             say(f"{bucket} on {ranks.layout.world}: {ranks.layout}, {plan}")
         settings = TrainConfig(steps=arguments.warmup + arguments.steps, warmup_steps=0)
         with tempfile.TemporaryDirectory() as folder:
-            trial = run_trial(random_steps(model, parameters, bucket, settings, Path(folder)), device, arguments.warmup)
-        found[bucket] = Measured(figures(trial), guided_seconds(model, bucket, arguments), static)
+            steps = random_steps(model, parameters, bucket, settings, Path(folder), _CAPTIONS)
+            trial = figures(run_trial(steps, device, arguments.warmup))
+        trial["tokens_per_second"] *= ranks.layout.data
+        yield bucket, Measured(trial, guided_seconds(model, bucket, arguments), static)
     del model, transformer, parameters
     if cuda:
         torch.cuda.empty_cache()
-    return found
 
 
 @torch.no_grad()

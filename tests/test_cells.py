@@ -17,7 +17,7 @@ import scale  # noqa: E402
 import train_step  # noqa: E402
 
 GROUPS = ("warm", "step37", "step85", "step163", "caps163", "stock", "errors")
-GROUPS += ("vae", "exact", "folder", "text", "sample", "whole", "scale")
+GROUPS += ("vae", "exact", "folder", "text", "sample", "whole", "scale37", "scale_long")
 RECORD = """#!/usr/bin/env bash
 printf '%s\\n' "$*" >> "$RECORDED"
 exit "$STATUS"
@@ -25,13 +25,11 @@ exit "$STATUS"
 
 
 def started(tmp_path: Path, groups: Sequence[str], status: int = 0) -> tuple[int, list[str]]:
-    """Exit status, and the command lines that were given to Python or torchrun."""
-    for name in ("python3", "torchrun"):
-        (tmp_path / name).write_text(RECORD)
-        (tmp_path / name).chmod(0o755)
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    recorded = tmp_path / "recorded"
-    environment = os.environ | {"PATH": path, "PYTHON": "python3", "RECORDED": str(recorded), "STATUS": str(status)}
+    """Exit status, and the command lines that were given to Python."""
+    python, recorded = tmp_path / "python3", tmp_path / "recorded"
+    python.write_text(RECORD)
+    python.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(python), "RECORDED": str(recorded), "STATUS": str(status)}
     done = subprocess.run([ROOT / "benchmarks" / "cells.sh", tmp_path / "out", *groups], env=environment, check=False)
     return done.returncode, recorded.read_text().splitlines() if recorded.exists() else []
 

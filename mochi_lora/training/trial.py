@@ -4,7 +4,7 @@ The step, the loader, the optimiser and the health check are those of a run; the
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -45,9 +45,16 @@ class Trial:
 
 
 def random_steps(
-    model: VelocityModel, parameters: dict[str, nn.Parameter], bucket: Bucket, settings: TrainConfig, folder: Path
+    model: VelocityModel,
+    parameters: dict[str, nn.Parameter],
+    bucket: Bucket,
+    settings: TrainConfig,
+    folder: Path,
+    text_tokens: Sequence[int] = TEXT_TOKENS,
 ) -> Iterator[Step]:
-    """`settings.steps` steps over clips of `bucket`, whose cache is written below `folder`: each rank's own."""
+    """`settings.steps` steps over clips of `bucket`, one for each caption of so many tokens, whose cache is written below
+    `folder`: each rank's own.
+    """
     device, ranks = model.device, model.ranks
     accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu")
     model.train()
@@ -64,8 +71,8 @@ def random_steps(
     )
     health = Health(device, folder, rank=0)
     share = Share(settings.batch_size, settings.gradient_accumulation, ranks.layout.data, ranks.data_rank)
-    source = _random_source(bucket, model.transformer.config.text_embed_dim, folder)
-    plan = BatchPlan((bucket,) * len(TEXT_TOKENS), 0, share.samples_per_step)
+    source = _random_source(bucket, text_tokens, model.transformer.config.text_embed_dim, folder)
+    plan = BatchPlan((bucket,) * len(text_tokens), 0, share.samples_per_step)
     micro_steps = MicroSteps(source, plan, share)
     for number, batches in steps_from(micro_steps, share, 0, settings.steps, workers=_LOADERS, pin=device.type == "cuda"):
 
@@ -133,13 +140,13 @@ class _Clock:
         return on_device or tuple(after - before for before, after in pairwise(self._times))
 
 
-def _random_source(bucket: Bucket, text_width: int, folder: Path) -> SampleSource:
+def _random_source(bucket: Bucket, text_tokens: Sequence[int], text_width: int, folder: Path) -> SampleSource:
     """A cache of random latents and captions."""
     cache = Cache(folder)
     generator = torch.Generator().manual_seed(0)
     shape = bucket.latent_shape
     entries = []
-    for number, tokens in enumerate(TEXT_TOKENS):
+    for number, tokens in enumerate(text_tokens):
         key = f"{number:032d}"
         cache.write_latents(key, Posterior(torch.randn(shape, generator=generator), torch.full(shape, -6.0)), {})
         cache.write_text(key, TextEmbedding(torch.randn(tokens, text_width, generator=generator)), {})
