@@ -21,6 +21,10 @@ head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # torchrun kills its workers 30 s after it passed TERM on, and a step with its checkpoint may take longer.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280
+if ! python -c 'from torch.distributed.launcher.api import LaunchConfig as Launch; Launch.shutdown_timeout' 2> /dev/null; then
+    echo "slurm.sh: this torch ends its workers 30 s after TERM, whatever their step still takes; the job then goes on from its" \
+        "last checkpoint. Take torch 2.12 or newer, or a smaller train.checkpoint_every" >&2
+fi
 
 out_of_time=
 trap 'out_of_time=yes; kill -TERM "$work" || true' USR1

@@ -52,7 +52,8 @@ if [ "$1" = show ]; then echo node-1; else echo "$@" >> "$CALLS/scontrol"; fi
     ("out_of_time", "status", "requeued"), [(True, 143, ["requeue 77"]), (True, 0, []), (False, 1, []), (False, 0, [])]
 )
 def test_a_job_that_ran_out_of_time_is_told_and_requeued_and_no_other(tmp_path, out_of_time, status, requeued):
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+    old = out_of_time and status == 0
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", f"#!/bin/bash\nexit {int(old)}\n")):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     calls = tmp_path / "calls"
@@ -60,18 +61,22 @@ def test_a_job_that_ran_out_of_time_is_told_and_requeued_and_no_other(tmp_path, 
     slurm = {"SLURM_JOB_NODELIST": "node-[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "77"}
     environment = {**os.environ, **slurm, "CALLS": str(calls), "STATUS": str(status)}
     environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
-    with subprocess.Popen(["bash", str(FOLDER / "slurm.sh"), "style.yaml"], env=environment) as job:
+    script = ["bash", str(FOLDER / "slurm.sh"), "style.yaml"]
+    with subprocess.Popen(script, env=environment, stderr=subprocess.PIPE, text=True) as job:
         wait_until((calls / "started").exists)
         if out_of_time:
             job.send_signal(signal.SIGUSR1)
         else:
             (calls / "end").touch()
         assert job.wait(60) == status
+        assert job.stderr is not None
+        assert ("Take torch 2.12 or newer" in job.stderr.read()) == old
     assert (calls / "told").exists() == out_of_time
     assert ((calls / "scontrol").read_text().splitlines() if (calls / "scontrol").exists() else []) == requeued
     assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280" in (calls / "environment").read_text().splitlines()
 
 
 def test_torchrun_reads_how_long_its_workers_may_take_to_leave(monkeypatch):
+    """And the script sees by this field whether it does."""
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "280")
     assert LaunchConfig(1, 1, 1).shutdown_timeout == 280
