@@ -14,7 +14,7 @@ from mochi_lora.engine.plan import Plan
 from mochi_lora.model.adapter import attach
 from mochi_lora.model.tiny import TRANSFORMER
 from mochi_lora.model.weights import random_transformer
-from mochi_lora.planning.footprint import GIB, fitted, kept_bytes, predict_memory, weight_bytes
+from mochi_lora.planning.footprint import GIB, fitted, kept_bytes, predict_memory, split_bytes, weight_bytes
 from mochi_lora.planning.workload import AdapterSize, Films, ModelSize, Workload
 from mochi_lora.runs.workloads import adapter_parameters
 from mochi_lora.spec import TRANSFORMER_PARAMETERS, Bucket
@@ -124,3 +124,10 @@ def test_without_an_adapter_nothing_is_kept_for_a_backward_pass():
     looking = replace(WORK, adapter=None)
     assert predict_memory(replace(FULL, checkpointing="none"), looking).device < predict_memory(FULL, WORK).device
     assert predict_memory(replace(FULL, checkpointing="offload"), looking).pinned == 0
+
+
+def test_a_quantised_base_is_whole_on_the_host_of_each_shard_rank_before_it_is_split():
+    whole = {precision: predict_memory(replace(FULL, precision=precision), WORK).host for precision in ("fp8", "bf16")}
+    split = {precision: predict_memory(replace(FULL, precision=precision, shard=8), WORK).host for precision in whole}
+    assert split["fp8"] - whole["fp8"] == pytest.approx(sum(split_bytes(MOCHI, "fp8")) / GIB)
+    assert split["bf16"] == whole["bf16"]  # mapped from its files

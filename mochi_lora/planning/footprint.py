@@ -87,7 +87,7 @@ def predict_memory(plan: Plan, work: Workload, constants: Constants | None = Non
     moments = [("training", standing + _activations(plan, work, known) / GIB)] if work.adapter else []
     forward = known.forward_compiled if plan.compile else known.forward_eager
     moments.append(("validation", standing + forward * _unit(work.model) * _tokens(work) / GIB))
-    host = _PROCESS_GIB + swapped + offloaded
+    host = _PROCESS_GIB + max(swapped + offloaded, _loaded_to_be_split(plan, work.model) / GIB)
     if work.films:
         together = 2 if work.films.guided and plan.guidance_passes == "one" else 1
         sample = together * (work.films.bucket.tokens / work.context + work.text_tokens / 2)
@@ -154,6 +154,11 @@ def _activations(plan: Plan, work: Workload, known: Constants) -> float:
         below += on_device
         peak = max(peak, below + gradients + (0 if mode == "none" else everything))
     return peak
+
+
+def _loaded_to_be_split(plan: Plan, model: ModelSize) -> float:
+    """What a shard rank has on the host before it keeps its part. In bf16 that is a mapped file, which takes nothing."""
+    return sum(split_bytes(model, plan.precision)) if plan.shard > 1 and FORMATS[plan.precision] else 0.0
 
 
 def _offloaded(plan: Plan, work: Workload) -> float:
