@@ -228,7 +228,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", metavar="NAME", help="another GPU than this machine's, for instance 'RTX 4090'")
     parser.add_argument("--memory", metavar="SIZE", help="a GPU with this memory, for instance 24GiB")
     parser.add_argument("--gpus", type=_positive, metavar="N", help="so many of them, shared as engine.parallel says")
-    parser.add_argument("--price", type=_finite, metavar="USD", help="dollars per hour and GPU, instead of the table's")
+    parser.add_argument("--price", type=_price, metavar="USD", help="dollars per hour and GPU, instead of the table's")
     parser.add_argument("--measure", action="store_true", help="also run a few steps on random data, here")
     parser.set_defaults(run=_plan)
 
@@ -273,6 +273,14 @@ def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"{text}: expected a finite number")
+    return number
+
+
+def _price(text: str) -> float:
+    """A number above 0, for argparse: at 0 no figure of money would be told at all."""
+    number = _finite(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number of dollars above 0; leave it out for the table's price")
     return number
 
 

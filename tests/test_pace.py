@@ -78,7 +78,20 @@ def test_attention_rates_lie_between_their_neighbours_and_end_with_the_last():
 
 def test_a_pass_is_a_part_of_a_step():
     assert seconds_per_pass(PLAN, replace(WORK, adapter=None), H200) < step() / 2
-    assert decoding_seconds(Bucket(163, 480, 848), H200) == pytest.approx(4.25)
+
+
+def test_a_decoded_video_takes_what_our_vae_was_measured_at():
+    found = {
+        Bucket(line["frames"], line["height"], line["width"]): line["clip_seconds"]["median"]
+        for line in lines("encode.jsonl")
+        if line["what"] == "decode"
+        and line["implementation"] == "mochi-lora"
+        and "H200" in line["gpu"]
+        and not line["channels"]
+    }
+    assert {bucket.frames for bucket in found} == {37, 163}
+    for bucket, seconds in found.items():
+        assert decoding_seconds(bucket, H200) == pytest.approx(seconds, rel=0.03), bucket
 
 
 def test_only_measured_cards_give_one_figure():

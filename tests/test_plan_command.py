@@ -1,6 +1,7 @@
 """`mochi-lora plan`: what it prints for a GPU that is not here, what it refuses, and a measurement on this CPU."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,10 +10,15 @@ from test_footprint import WORK
 
 from mochi_lora.cli import main
 from mochi_lora.commands import plan as room
+from mochi_lora.config.load import load_config
 from mochi_lora.engine.plan import Plan
 from mochi_lora.planning.cards import card_named
-from mochi_lora.planning.choice import Choice, Room, forecast
+from mochi_lora.planning.choice import Choice, Room, choose, forecast, room_of
+from mochi_lora.planning.pace import decoding_seconds, seconds_per_guided_step
+from mochi_lora.planning.resolve import Resolved
+from mochi_lora.planning.workload import ModelSize
 from mochi_lora.runs.plan import RunPlan
+from mochi_lora.runs.workloads import Base, sampling_work
 
 
 @pytest.fixture
@@ -56,7 +62,7 @@ def test_a_measured_gpu_gets_figures_and_one_pick(mochi, capsys):
     assert " to " not in row
     assert "picked   precision fp8, attention cudnn, checkpointing none, compile true" in text
     assert re.search(r"price    \$ \d", text)
-    assert re.search(r"video    37x480x848, 64 steps: \d+ s, \$ 0\.\d+", text)
+    assert re.search(r"video    37x480x848, 64 steps: \d+ s, \$ 0\.\d+, as sample plans it: precision bf16, ", text)
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -69,7 +75,92 @@ def test_a_gpu_nobody_measured_is_an_estimate_with_its_range(mochi, capsys):
     (row,) = [line for line in text.splitlines() if "pick " in line]
     assert "fp8" not in text.split("picked")[1]
     assert len(re.findall(r"\d to \d", row)) == 3  # s/step, hours, dollars
+    seconds, dollars = video_line(text)
+    assert dollars == pytest.approx([2 * each / 3600 for each in seconds], abs=2e-3)
+    assert len(seconds) == 2
     assert "too large" in text
+
+
+def video_line(text: str) -> tuple[list[float], list[float]]:
+    """Seconds and dollars of one video: one number each, or both ends of a range."""
+    (line,) = [line for line in text.splitlines() if line.startswith("video ")]
+    found = re.search(r"steps: (\d+)(?: to (\d+))? s(?:, \$ (\d+\.\d+)(?: to (\d+\.\d+))?)?", line)
+    numbers = [float(text) if text else None for text in found.groups()]
+    return [each for each in numbers[:2] if each is not None], [each for each in numbers[2:] if each is not None]
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("gpu", ["H200", "RTX 4090"])
+def test_the_cost_of_a_video_is_of_the_plan_that_sample_takes(mochi, capsys, monkeypatch, gpu):
+    """Training rounds the base where that is faster, and leaves room for a step; `sample` does neither."""
+    config = load_config(mochi, [])
+    monkeypatch.setattr("mochi_lora.runs.workloads.base_here", lambda _config: Base(ModelSize.of({}), None))
+    card, work = card_named(gpu), sampling_work(config)
+    own = choose(config.engine, work, card, room_of(card.memory_gib, 64.0), card.fastest_attention()).pick.plan
+    expected = 64 * seconds_per_guided_step(own, work, card) + decoding_seconds(work.bucket, card)
+    text = told(capsys, "--config", mochi, "--gpu", gpu)
+    assert video_line(text)[0] == pytest.approx([factor * expected for factor in sorted(set(card.spread))], abs=0.51)
+    assert f"as sample plans it: {own}" in text
+    assert "picked   precision fp8" in text, "both plans are the same: this test cannot fail"
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_on_the_gpu_that_is_here_run_and_video_are_planned_as_their_commands_plan_them(mochi, capsys, monkeypatch):
+    """No GPU here: `resolve_plan` stands in for one, with what is free on it."""
+    card, asked = card_named("H200"), []
+
+    def resolve(engine, work, room=None):
+        asked.append((work, room))
+        found = choose(engine, work, card, Room(40.0, 64.0), "cudnn" if work.adapter else "flash4")
+        return Resolved(found.pick.plan, found)
+
+    monkeypatch.setattr(room, "resolve_device", lambda _setting: "cuda")
+    monkeypatch.setattr(room, "resolve_plan", resolve)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    text = told(capsys, "--config", mochi)
+    (training, _), (sampling, free) = asked
+    assert training.adapter is not None
+    assert replace(training, bucket=sampling.bucket, adapter=None) == sampling
+    assert free == Room(40.0, 64.0)
+    assert "picked   precision fp8, attention cudnn" in text
+    assert "as sample plans it: precision bf16, attention flash4" in text
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("words", [("--sample.prompts", "[]"), ("--train.sample_every", "0")])
+def test_a_run_without_videos_is_told_what_one_costs_as_well(mochi, capsys, words):
+    usual = told(capsys, "--config", mochi, "--gpu", "H200", "--price", "2")
+    text = told(capsys, "--config", mochi, "--gpu", "H200", "--price", "2", *words)
+    assert video_line(text) == video_line(usual)
+    long = told(capsys, "--config", mochi, "--gpu", "H200", "--price", "2", *words, "--sample.frames", "163")
+    assert video_line(long)[1][0] > 4 * video_line(text)[1][0]
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_video_that_could_not_be_made_is_told_why_beside_the_prediction_for_training(mochi, capsys):
+    words = ("--config", mochi, "--train.sample_every", "0")
+    text = told(capsys, *words, "--memory", "9GiB", "--data.buckets", "[7x480x848]", "--sample.frames", "163")
+    assert "video    163x480x848, 64 steps: no plan fits this GPU: of the smallest" in text
+    assert "picked   precision " in text
+    shared = ("--gpu", "H200", "--engine.parallel", "context:4", "--data.buckets", "[163x480x848]")
+    text = told(capsys, *words, *shared)
+    assert "video    37x480x848, 64 steps: engine.parallel: context:4 does not divide the 11130 visual tokens" in text
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_video_on_several_gpus_costs_the_time_of_those_that_make_it(mochi, capsys):
+    words = ("--config", mochi, "--gpu", "H200", "--price", "2", "--gpus", "2")
+    (alone,), (dollars,) = video_line(told(capsys, *words))
+    assert dollars == pytest.approx(2 * alone / 3600, abs=1e-3)
+    (shared,), (both,) = video_line(told(capsys, *words, "--engine.parallel", "context:2"))
+    assert shared < 0.7 * alone
+    assert both == pytest.approx(2 * 2 * shared / 3600, abs=1e-3)
+
+
+@pytest.mark.parametrize("price", ["-3", "0", "nan"])
+def test_a_price_that_is_none_is_refused(mochi, capsys, price):
+    assert main(["plan", "--config", str(mochi), "--gpu", "H200", "--price", price]) == 2
+    assert re.search(rf"argument --price: {price}: expected .*number", capsys.readouterr().err)
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -88,7 +179,6 @@ def test_settings_by_hand_and_settings_of_the_run_count(mochi, capsys):
     short, long = (told(capsys, *words, "--train.steps", steps, "--train.sample_every", "0") for steps in (1000, 4000))
     hours = [float(re.search(r"pick .*│ +(\d+\.\d) +│ +\d+\.\d\d +│", text)[1]) for text in (short, long)]
     assert hours[1] == pytest.approx(4 * hours[0], rel=0.5)
-    assert "video " not in short
     assert "37x480x848 at most, batch 2 x 3, 1000 steps" in told(
         capsys, *words, "--train.batch_size", "2", "--train.gradient_accumulation", "3"
     )

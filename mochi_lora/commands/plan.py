@@ -65,11 +65,13 @@ def run(config: Config, request: PlanRequest) -> None:
     if not named and resolve_device(config.engine.device) == "cpu":
         _on_this_cpu(launch, request)
         return
-    launch, choice = _settled(launch, request, elsewhere=named or gpus > torch.cuda.device_count())
+    elsewhere = named or gpus > torch.cuda.device_count()
+    settled, choice = _settled(launch, request, elsewhere=elsewhere)
     price = _price(choice.card, request, gpus)
-    _print_choice(launch, choice, price)
+    _print_choice(settled, choice, price)
+    _print_video(launch, choice, price, elsewhere=elsewhere)
     if gpus > 1:
-        print_layouts(launch, choice, price)
+        print_layouts(settled, choice, price)
     if request.measure:
         _print_trial(measured(config, choice.pick.plan, launch.work.bucket), choice.pick, launch.work)
 
@@ -88,17 +90,17 @@ def measured(config: Config, plan: Plan, bucket: Bucket) -> Trial:
         return run_trial(random_steps(model, parameters, bucket, settings, Path(folder)), model.device, _WARMUP)
 
 
-def run_hours(asked: Config, work: Workload, buckets: Sequence[Bucket], plan: Plan, card: Card) -> tuple[float, float]:
-    """(hours of the whole run, videos included; seconds of one video), predicted."""
+def run_hours(asked: Config, work: Workload, buckets: Sequence[Bucket], plan: Plan, card: Card) -> float:
+    """Of the whole run, predicted; its videos are made by its own plan."""
     steps = asked.train.steps * mean_seconds(plan, work, buckets, card)
     films = work.films
     if films is None:
-        return steps / 3600, 0.0
+        return steps / 3600
     video = _video_seconds(films, work, plan, card)
     times = 1 + -(-asked.train.steps // asked.train.sample_every)
     videos = len(asked.sample.prompts) * len(asked.sample.seeds)
     rounds = -(-videos // (work.world // work.context))  # data ranks share them out
-    return (steps + times * rounds * video) / 3600, video
+    return (steps + times * rounds * video) / 3600
 
 
 def _video_seconds(films: Films, work: Workload, plan: Plan, card: Card) -> float:
@@ -180,13 +182,41 @@ def _print_choice(asked: Launch, choice: Choice, price: float | None) -> None:
     rows = [_row(item, asked, choice, price) for item in _shown(asked.config, work, choice)]
     each = f" for each GPU of {asked.layout}" if work.world > 1 else ""
     print_table(f"predicted{each}, attention {pick.plan.attention}", [*head, *(["$ run"] if price else [])], rows)
-    _, video = run_hours(asked.config, work, asked.buckets, pick.plan, card)
-    if video and work.films:
-        cost = f", $ {price * work.context * video / 3600:.3f}" if price else ""
-        console.print(
-            f"video    {work.films.bucket}, {work.films.steps} steps: {card.told(video, '.0f')} s{cost}", markup=False
-        )
-    console.print(f"picked   {pick.plan}{'' if choice.fits else ' (set by hand; predicted not to fit)'}", markup=False)
+    console.print(f"picked   {_told_pick(choice)}", markup=False)
+
+
+def _told_pick(choice: Choice) -> str:
+    return f"{choice.pick.plan}{'' if choice.fits else ' (set by hand; predicted not to fit)'}"
+
+
+def _print_video(asked: Launch, choice: Choice, price: float | None, *, elsewhere: bool) -> None:
+    """One video as `sample` would make it on the GPU of `choice`, whether or not the run makes any; where it could not, why.
+
+    Its plan is its own: no training step needs room beside it, and nothing is rounded for speed.
+    """
+    films = film_work(asked.config)
+    told = f"video    {films.bucket}, {films.steps} steps"
+    try:
+        own = _sampling_choice(asked, films, choice, elsewhere=elsewhere)
+    except UserError as error:
+        console.print(f"{told}: {error}", markup=False)
+        return
+    seconds = _video_seconds(films, asked.work, own.pick.plan, own.card)
+    cost = f", $ {own.card.told(price * asked.work.context * seconds / 3600, '.3f')}" if price else ""
+    told = f"{told}: {own.card.told(seconds, '.0f')} s{cost}, as sample plans it: {_told_pick(own)}"
+    console.print(told, markup=False)
+
+
+def _sampling_choice(asked: Launch, films: Films, choice: Choice, *, elsewhere: bool) -> Choice:
+    """Raises UserError where a start of `sample` would."""
+    replace(asked, shapes=frozenset({films.bucket})).check(asked.layout)
+    engine = asked.config.engine
+    work = replace(asked.work, bucket=films.bucket, batch=1, micro_steps=1, adapter=None, films=films)
+    if elsewhere:
+        return choose(engine, work, choice.card, choice.room, choice.pick.plan.attention)
+    own = resolve_plan(engine, work, choice.room).choice
+    assert own is not None, "a GPU has a choice"
+    return own
 
 
 def _links(asked: Launch, card: Card) -> str:
@@ -225,7 +255,7 @@ def _row(item: Forecast, asked: Launch, choice: Choice, price: float | None) -> 
     plan, footprint, card = item.plan, item.footprint, choice.card
     fits = choice.room.holds(footprint, asked.work.processes)
     mark = "pick" if plan == choice.pick.plan else "" if fits else "too large"
-    hours, _ = run_hours(asked.config, asked.work, asked.buckets, plan, card)
+    hours = run_hours(asked.config, asked.work, asked.buckets, plan, card)
     row = [mark, plan.precision, plan.checkpointing, str(plan.block_swap), f"{footprint.device:.1f}", footprint.worst]
     row += [f"{footprint.pinned:.1f}", f"{footprint.host:.1f}", card.told(item.seconds), card.told(hours, ".1f")]
     return [*row, card.told(hours * price * asked.work.world)] if price else row

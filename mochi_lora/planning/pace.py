@@ -25,7 +25,9 @@ from mochi_lora.spec import Bucket
 
 _DECODED = 5.0  # bytes per parameter and pass: int8 or nf4 read, bf16 written and read again
 _TRANSPOSED = 3.0  # bytes per parameter of fp8 weights in the backward pass: read, written and read again
-_DECODED_PIXEL = 4.25 * 750e12 / (163 * 480 * 848)  # operations that a pixel of a decoded video counts as
+# Operations that a pixel of a decoded video counts as: 1.941 s for 163x480x848 at an H200's rate of bf16 products, by our VAE
+# in bf16 (benchmarks/results/encode.jsonl; its 0.448 s for 37 frames come out 2 % short).
+_DECODED_PIXEL = 1.941 * 750e12 / (163 * 480 * 848)
 _SEEN = 0.1  # of a transfer's time that shows although there is work to hide it behind (guessed; nobody measured it)
 _EMULATED = 0.4  # of the bf16 rate: products of a precision that the card has no kernel for
 
@@ -86,7 +88,7 @@ def seconds_per_guided_step(plan: Plan, work: Workload, card: Card, constants: C
 
 
 def decoding_seconds(bucket: Bucket, card: Card) -> float:
-    """The VAE on one video: 4.25 s for 163x480x848 on an H200 (diffusers, bf16, 2026-11-21), by the rate of products."""
+    """The VAE on one video, in chunks of time: by its pixels and the card's rate of products, as measured on an H200."""
     pixels = bucket.frames * bucket.height * bucket.width
     return _DECODED_PIXEL * pixels / (card.products["bf16"] * 1e12)
 
