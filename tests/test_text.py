@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mochi_lora.config.schema import EncodeConfig
 from mochi_lora.errors import UserError
+from mochi_lora.inference.prompts import embed_prompts
 from mochi_lora.model.text import TextEncoder, load_tokenizer
 from mochi_lora.model.tiny import TEXT_WIDTH, build_tiny
 
@@ -65,6 +67,26 @@ def test_the_empty_caption_has_no_tokens_and_leaves_its_neighbours_alone(encoder
     assert empty.tokens.shape == blank.tokens.shape == (0, TEXT_WIDTH)
     torch.testing.assert_close(dog.tokens, encoder.embed(["a dog"])[0].tokens, rtol=0, atol=1e-5)
     assert encoder.embed([]) == []
+
+
+def test_however_many_prompts_there_are_t5_sees_a_few_at_a_time(encoder):
+    """A file of prompts may be of any length; the GPU's memory is not."""
+    most = EncodeConfig().text_batch
+    prompts = ["", *(f"a {'very ' * (number % 7)}red ball rolls past {number} dogs" for number in range(2 * most + 3))]
+    rows = []
+    hook = encoder._model.register_forward_pre_hook(
+        lambda _model, _arguments, named: rows.append(len(named["input_ids"])), with_kwargs=True
+    )
+    try:
+        found = embed_prompts(encoder, [*prompts, *prompts])
+    finally:
+        hook.remove()
+    assert max(rows) == most
+    assert sum(rows) == len(prompts) - 1, "each prompt once, the empty one never"
+    assert found.embeddings.keys() == found.told.keys() == set(prompts)
+    for prompt, alone in zip(prompts, encoder.embed(prompts), strict=True):
+        torch.testing.assert_close(found.embeddings[prompt].tokens, alone.tokens, rtol=0, atol=1e-5)
+        assert len(found.told[prompt].ids) == max(1, alone.length)
 
 
 def test_captions_are_stripped(encoder):

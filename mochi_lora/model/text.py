@@ -110,7 +110,7 @@ class TextEncoder:
 
     @torch.no_grad()
     def embed(self, captions: Sequence[str]) -> list[TextEmbedding]:
-        """One float32 CPU embedding [L, D] per caption, in order, all encoded as one batch padded to its longest.
+        """One float32 CPU embedding [L, D] per caption, in order, all in one batch padded to its longest: callers bound it.
 
         A caption empty after stripping gives L = 0: Genmo masks every token of it. Raises UserError if an embedding is
         not finite (T5 v1.1's feed-forward overflows float16).
