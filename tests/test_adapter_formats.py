@@ -15,6 +15,8 @@ from mochi_lora.errors import DamagedFileError, UserError
 from mochi_lora.interop import conversion
 from mochi_lora.interop.adapter_formats import detect, read_stored, stored_factors, write_stored
 from mochi_lora.interop.conversion import convert
+from mochi_lora.interop.factors import Factors
+from mochi_lora.interop.merging import merge
 from mochi_lora.model.adapter import Adapter, put, strengths
 from mochi_lora.model.adapter_file import load_adapter, read_provenance, save_adapter
 from mochi_lora.model.transformer import timestep_of
@@ -296,4 +298,26 @@ def test_a_file_that_does_not_read_back_is_deleted_and_named(ours, tmp_path: Pat
     monkeypatch.setattr(conversion, "write_stored", bent)
     with pytest.raises(DamagedFileError, match=r"transformer_blocks\.1\.attn1\.to_v reads back 1\.0e-03 off"):
         convert(path, tmp_path / "g.safetensors", "genmo")
+    assert not (tmp_path / "g.safetensors").exists()
+
+
+@pytest.mark.parametrize("place", ["0.attn1.to_q", "1.attn1.to_v"], ids=["where the factors cancel", "where they do not"])
+def test_one_wrong_number_in_a_file_is_found(ours, tmp_path: Path, monkeypatch, place: str) -> None:
+    """Also in a linear of which a sum leaves nothing: there a difference has no delta W to be measured against."""
+    path, _, _ = ours(targets="joint_attention")
+    factors = stored_factors(read_stored(path))
+    name = "transformer_blocks.0.attn1.to_q"
+    factors |= merge([({name: factors[name]}, 1.0), ({name: factors[name], "left": factors[name]}, -1.0)])
+    del factors["left"]
+    assert conversion.write_checked(tmp_path / "whole.safetensors", factors, "diffusers", {}).worst[1] < 1e-6
+
+    def bent(target, factors, to, provenance, *, rank=None):
+        wrong = {name: Factors(part.a.clone(), part.b.clone()) for name, part in factors.items()}
+        wrong[f"transformer_blocks.{place}"].b[3, 1] *= 1.001
+        write_stored(target, wrong, to, provenance, rank=rank)
+        return factors
+
+    monkeypatch.setattr(conversion, "write_stored", bent)
+    with pytest.raises(DamagedFileError, match=rf"transformer_blocks\.{place} reads back \d.* off what was written"):
+        conversion.write_checked(tmp_path / "g.safetensors", factors, "diffusers", {})
     assert not (tmp_path / "g.safetensors").exists()

@@ -1,6 +1,7 @@
 """`convert` and `lora` on the command line: what they print, write and refuse."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,46 @@ def test_merge_weighs_and_remembers(run, adapter: Path) -> None:
     history = read_provenance(Path("sum.safetensors"))
     assert history["merged_from"] == [{"file": "style.safetensors", "weight": 0.5}, {"file": "c.safetensors", "weight": 0.25}]
     assert (history["base"], "step" in history) == ("some/mochi", False)
+
+
+@pytest.mark.parametrize("weights", [(1, -1), (0.3, -0.1, -0.2), (1e-6, -1e-6)])
+def test_a_sum_of_which_nothing_is_left_is_refused_in_these_words(run, adapter: Path, tiny: Path, weights) -> None:
+    """Exactly, or but for the rounding of the weights."""
+    words = [f"{adapter}:{weight}" for weight in weights]
+    count = len(deltas(load_adapter(adapter), 1.0))
+    for more in ((), ("--rank", 2), ("--into-base", tiny)):
+        status, _, err = run("lora", "merge", *words, "sum.safetensors", *more)
+        assert (status, Path("sum.safetensors").exists()) == (1, False)
+        assert f"nothing is left of the sum: delta W is zero, but for rounding, in all {count} linears" in err
+        assert "damaged" not in err
+        assert "reads back" not in err
+
+
+def test_a_small_rest_of_a_sum_is_no_rounding(run, adapter: Path) -> None:
+    assert run("lora", "merge", f"{adapter}:1", f"{adapter}:-0.9999", "sum.safetensors")[0] == 0
+    found, one = deltas(load_adapter(Path("sum.safetensors")), 1.0), deltas(load_adapter(adapter), 2.0)
+    assert all(relative(found[name], 1e-4 * change) < 1e-2 for name, change in one.items())
+
+
+@pytest.mark.parametrize("more", [(), ("--rank", 4)])
+def test_a_linear_that_two_adapters_share_may_cancel_while_the_others_do_not(run, adapter: Path, load_tiny, more) -> None:
+    other, shared = trained(load_tiny(), alpha=8.0), "transformer_blocks.0.attn1.to_q."
+    for name, tensor in other.tensors.items():
+        if not name.startswith(shared):
+            other.tensors[name] = tensor.flip(0).contiguous()
+    save_adapter(Path("other.safetensors"), other, {})
+    status, out, err = run("lora", "merge", adapter, "other.safetensors:-1", "sum.safetensors", *more)
+    assert status == 0, err
+    expected, minus = (deltas(load_adapter(path), 2.0) for path in (adapter, Path("other.safetensors")))
+    found = deltas(load_adapter(Path("sum.safetensors")), 1.0)
+    assert found.keys() == expected.keys()
+    if more:
+        assert float(re.search(r"at most (\d+\.\d+)% \(", out)[1]) < 100, "a linear that is nothing cannot be missed"
+        return
+    assert float(re.search(r"the largest relative difference is (\S+)", out)[1]) < 1e-6
+    assert found[f"{shared}"[:-1]].norm() < 1e-12
+    for name in expected.keys() - {shared[:-1]}:
+        assert relative(found[name], expected[name] - minus[name]) < 1e-6
 
 
 def test_merge_into_the_base_writes_a_folder(run, adapter: Path, tiny: Path) -> None:

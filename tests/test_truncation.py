@@ -8,7 +8,7 @@ from inputs import normal, relative
 from low_rank import product
 
 from mochi_lora.errors import UserError
-from mochi_lora.interop.factors import Factors, difference, distance, norm, trimmed
+from mochi_lora.interop.factors import Factors, difference, distance, is_nothing, norm, trimmed
 from mochi_lora.interop.truncation import truncate
 
 
@@ -61,6 +61,20 @@ def test_a_layer_in_one_adapter_only_is_a_whole_difference() -> None:
     assert difference(one, {"x": one["x"]}).by_layer == {"x": pytest.approx(0, abs=1e-12), "y": 1.0}
     assert difference({"x": one["x"]}, one).by_layer["y"] == math.inf
     assert difference(one, {"x": one["x"]}).worst == ("y", 1.0)
+
+
+def test_where_the_terms_cancel_a_difference_is_measured_against_what_rounding_leaves_of_them() -> None:
+    """Not against the noise that is left, which any noise is as large as."""
+    one = product(40, 30, rank=4)
+    nothing = Factors(torch.cat([one.a, one.a]), torch.cat([one.b, -one.b], dim=1))
+    assert is_nothing(nothing)
+    assert not is_nothing(one)
+    assert not is_nothing(Factors(1e-12 * one.a, 1e-12 * one.b)), "small, and not by cancelling"
+    assert is_nothing(Factors(one.a, 0 * one.b))
+    assert difference({"x": nothing}, {"x": nothing}).worst[1] < 1e-6
+    bent = Factors(nothing.a, nothing.b.clone())
+    bent.b[3, 1] *= 1.00001
+    assert difference({"x": nothing}, {"x": bent}).worst[1] > 1e-2
 
 
 def test_layers_of_different_shapes_are_not_compared() -> None:

@@ -13,6 +13,7 @@ from mochi_lora.errors import UserError
 from mochi_lora.model.adapter import Adapter
 
 _NAMED = 20  # how many names a message lists
+_ROUNDING = torch.finfo(torch.float32).eps  # of a weight and of its product with a factor, half of it each
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -101,6 +102,16 @@ def norm(part: Factors) -> float:
     return float((left @ right.T).norm())
 
 
+def rounding(part: Factors) -> float:
+    """The most that float32's rounding of the factors can leave of delta W where its terms cancel: ||b_i|| ||a_i|| of each."""
+    return _ROUNDING * float((part.b.double().norm(dim=0) * part.a.double().norm(dim=1)).sum())
+
+
+def is_nothing(part: Factors) -> bool:
+    """Whether delta W is zero, or only what rounding left of terms that cancel."""
+    return norm(part) <= rounding(part)
+
+
 def distance(one: Factors | None, other: Factors | None) -> float:
     """Frobenius norm of the difference of two deltas of one shape; None is a linear that is left alone."""
     if one is None or other is None:
@@ -125,6 +136,7 @@ class Difference:
 def difference(before: dict[str, Factors], after: dict[str, Factors]) -> Difference:
     """||after - before|| / ||before|| of every delta W; a layer that only one of them has counts as zero in the other.
 
+    Of terms that cancel only noise is left, and any noise is as large as that: then `rounding` is what a difference is told by.
     Raises UserError where a layer has another shape in one than in the other.
     """
     by_layer, apart, whole = {}, 0.0, 0.0
@@ -132,7 +144,7 @@ def difference(before: dict[str, Factors], after: dict[str, Factors]) -> Differe
         one, other = before.get(name), after.get(name)
         if one and other and (one.a.shape[1], one.b.shape[0]) != (other.a.shape[1], other.b.shape[0]):
             raise UserError(f"{name}: {tuple(one.delta().shape)} in one file, {tuple(other.delta().shape)} in the other")
-        change, size = distance(one, other), 0.0 if one is None else norm(one)
+        change, size = distance(one, other), 0.0 if one is None else max(norm(one), rounding(one))
         by_layer[name] = 0.0 if change == 0 else change / size if size else math.inf
         apart, whole = apart + change**2, whole + size**2
     return Difference(by_layer, 0.0 if apart == 0 else math.sqrt(apart / whole) if whole else math.inf)
