@@ -30,6 +30,8 @@ COPY mochi_lora ./mochi_lora
 ARG EXTRAS=demo
 RUN python -m pip install --no-cache-dir -c constraints.txt --no-build-isolation ".[${EXTRAS}]"
 
+# What was copied stays where docs/rented-gpu.md says: recipes in /app/configs, scripts in /app. /data starts without them.
+#
 # Models apart from work: they are the same for everybody, and large. /data is where a configuration's relative paths (clips,
 # cache, runs) begin. No volumes below it: they would hide the folders of a /data that is mounted.
 ENV HF_HOME=/models

@@ -8,12 +8,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from test_packaging import pinned
 
 from mochi_lora import cli
+from mochi_lora.config.load import find_config
+from mochi_lora.config.problems import ConfigError
 from mochi_lora.demo.access import read_password, require_guarded
 from mochi_lora.errors import UserError
 
@@ -99,6 +102,81 @@ def test_what_the_build_installs_finds_its_files():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     asked = [*re.findall(r'^readme = "(.*)"', project, re.MULTILINE), *re.findall(r'"(LICENSE|NOTICE)"', project)]
     assert {*asked, "pyproject.toml", "mochi_lora"} <= {name for line in every("COPY") for name in line.split()[:-1]}
+
+
+def laid_out(root: Path) -> Path:
+    """What the Dockerfile copies, where the image has it, below `root`; returns the folder that a command starts in."""
+    folder = Path("/")
+    for name, rest in instructions():
+        if name == "WORKDIR":
+            folder = folder / rest
+            below(root, folder).mkdir(parents=True, exist_ok=True)
+        elif name == "COPY":
+            *sources, target = rest.split()
+            for source in sources:  # of a folder its contents are copied, of a file itself
+                place = folder / target if (ROOT / source).is_dir() else folder / target / source
+                below(root, place).symlink_to(ROOT / source)
+    return below(root, folder)
+
+
+def below(root: Path, path: Path) -> Path:
+    return root / path.relative_to("/")
+
+
+def section_on_docker() -> tuple[str, str]:
+    """The section of the page, and the rest of it."""
+    page = (ROOT / "docs" / "rented-gpu.md").read_text(encoding="utf-8")
+    before, _, rest = page.partition("\n## Docker\n")
+    section, _, after = rest.partition("\n## ")
+    return section, before + after
+
+
+def test_a_command_that_the_page_shows_for_a_container_finds_its_files(monkeypatch, tmp_path):
+    working = laid_out(tmp_path)
+    monkeypatch.chdir(working)
+    Path("mine.yaml").touch()  # the reader's own, in the folder that is mounted
+    shown = [
+        shlex.split(line, comments=True) for line in re.findall(r"^    in_image (.+)$", section_on_docker()[0], re.MULTILINE)
+    ]
+    assert {words[0] for words in shown} >= {"mochi-lora", "accelerate"}
+    for words in shown:
+        here = [str(below(tmp_path, Path(word))) if word.startswith("/") else word for word in words]
+        assert all(Path(word).is_file() for word in here if word.endswith(".py")), words
+        for option, value in pairwise(here):
+            if option == "--config":
+                assert find_config(value).is_file()
+    assert any(word.startswith("/app/configs/") for words in shown for word in words)
+
+
+def test_recipes_and_scripts_that_the_rest_of_the_page_names_lie_where_its_section_on_docker_says(monkeypatch, tmp_path):
+    monkeypatch.chdir(laid_out(tmp_path))
+    section, rest = section_on_docker()
+    recipes = set(re.findall(r"--config (\S+\.yaml)", rest)) - {"mine.yaml"}
+    scripts = set(re.findall(r"^ .*accelerate launch (\S+\.py)", rest, re.MULTILINE))
+    assert {"`/app`", "`/app/configs`"} <= set(re.findall("`[^`]+`", section))
+    assert recipes >= {"style.yaml", "low_memory.yaml"}
+    assert scripts >= {"train.py", "data_prep/encode_clips.py"}
+    for recipe in recipes:
+        assert find_config(str(tmp_path / "app" / "configs" / recipe)).is_file()
+        with pytest.raises(ConfigError):  # else the page makes it harder than it is
+            find_config(recipe)
+    assert all((tmp_path / "app" / script).is_file() for script in scripts)
+
+
+def test_what_the_page_mounts_are_the_images_volumes_and_logins_come_by_the_environment():
+    """A container that `--rm` removes takes `~/.netrc` with it, which is where `wandb login` writes."""
+    section, _ = section_on_docker()
+    (function,) = re.findall(r"^    in_image\(\) \{ (docker run .*) \"\$@\"; \}$", section, re.MULTILINE)
+    demo = re.findall(r"^    (docker run .*)$", section, re.MULTILINE)
+    assert demo
+    for call in (function, *demo):
+        mounted = {value.rpartition(":")[2] for value in re.findall(r"-v (\S+)", call)}
+        assert mounted == set(words(every("VOLUME")[0]))
+        assert call.endswith("mochi-lora-cuda")
+    assert every("WORKDIR")[-1] in mounted
+    handed_in = re.findall(r"-e (\w+)", function)
+    assert handed_in == ["WANDB_API_KEY", "HF_TOKEN"]
+    assert all(f"export {name}" in section for name in handed_in)
 
 
 def test_unless_told_otherwise_it_is_the_demo_and_that_wants_a_password(monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ PLACEHOLDER = re.compile(r"\.\.\.|<[^>]*>|\b[A-Z]{4,}\b")
 
 
 # What may stand before a command: variables, a container.
-BEFORE = re.compile(r"((\w+=\S* )*|docker run .* )(?=mochi-lora )")
+BEFORE = re.compile(r"((\w+=\S* )*|docker run .* |in_image )(?=mochi-lora )")
 FILE_ENDINGS = {"json", "jsonl", "py", "safetensors", "yaml"}
 LAUNCHED = re.compile(r"(?:python|accelerate launch|torchrun)(?: --\w+ \S+)* ([\w/]+\.py)(.*)")
 AS_MODULE = re.compile(r"(?:python|torchrun(?: --[\w-]+ \S+)*) -m mochi_lora (?=\w)")
@@ -60,6 +60,7 @@ def test_the_search_finds_commands_in_every_document():
         ("mochi-lora sample --config a.yaml --prompts b.txt &", "mochi-lora sample --config a.yaml --prompts b.txt"),
         ("CUDA_VISIBLE_DEVICES=1 mochi-lora train --config a.yaml    # c", "mochi-lora train --config a.yaml"),
         ("docker run --rm -v x:/data mochi-lora-cuda mochi-lora doctor", "mochi-lora doctor"),
+        ("in_image mochi-lora plan --config /app/configs/a.yaml", "mochi-lora plan --config /app/configs/a.yaml"),
         ("accelerate launch --num_processes 2 train.py --config a.yaml", "mochi-lora train --config a.yaml"),
         ("python data_prep/split_scenes.py --config a.yaml", "mochi-lora prepare --only split --config a.yaml"),
         ("torchrun --nproc-per-node 2 -m mochi_lora sample --config a.yaml", "mochi-lora sample --config a.yaml"),
