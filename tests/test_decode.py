@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -11,6 +12,7 @@ import pytest
 import torch
 from footage import H264, make_clip, numbered_frame, read_numbers, run_ffmpeg
 from PIL import Image
+from scenes import scene, write
 
 from mochi_lora.data import decode as room
 from mochi_lora.data.decode import read_clip
@@ -173,11 +175,62 @@ def test_a_file_that_starts_late_is_read_from_its_first_frame(tmp_path):
     assert _numbers(tmp_path / "late.mkv") == list(range(37))
 
 
-@pytest.mark.parametrize(("frames", "last"), [(48, 28), (48, 0)])
-def test_a_frozen_ending_is_refused(tmp_path, frames, last):
-    clip = make_clip(tmp_path / "a.mp4", frames=frames, last_number=last, codec=("-c:v", "libx264rgb", "-qp", "0"))
-    with pytest.raises(ClipError, match=rf"a\.mp4: the last {37 - last} frames are identical: a damaged or frozen ending"):
+def test_a_clip_that_is_one_picture_throughout_is_refused(tmp_path):
+    clip = make_clip(tmp_path / "a.mp4", last_number=0, codec=("-c:v", "libx264rgb", "-qp", "0"))
+    with pytest.raises(ClipError, match=r"a\.mp4: all 37 frames of it are identical: nothing to learn"):
         _numbers(clip)
+
+
+DRAWN = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-preset", "medium", "-crf", "23")
+
+
+@pytest.mark.parametrize("rate", ["24", "60"])
+def test_a_figure_that_comes_to_rest_is_used_with_its_hold(tmp_path, rate):
+    """What x264 makes of a hold: frames that differ in no bit."""
+    moving = scene(1, 8, size=(128, 64))
+    film = np.concatenate([moving, np.repeat(moving[-1:], 70, 0)])
+    clip = write(tmp_path / "a.mp4", film, rate=rate, codec=DRAWN)
+    frames = read_clip(ClipSource(clip, "x"), probe(clip), BUCKET)
+    held = [bool(torch.equal(one, other)) for one, other in pairwise(frames.unbind(1))]
+    assert all(held[-8:])
+    assert not all(held)
+
+
+SPOILERS = {
+    "zeros": lambda packet, chance: bytes(len(packet)),
+    "zeros behind the head": lambda packet, chance: packet[:16] + bytes(len(packet[16:])),
+    "noise": lambda packet, chance: chance.bytes(len(packet)),
+    "noise in the second half": lambda packet, chance: (
+        packet[: len(packet) // 2] + chance.bytes(len(packet[len(packet) // 2 :]))
+    ),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILERS.values(), ids=SPOILERS)
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_an_ending_whose_packets_are_spoiled_is_refused_and_never_a_repetition(tmp_path, name, spoil):
+    """The last twelve frames of moving footage, in a file of full length. Without their heads, Matroska has fewer frames."""
+    clip = write(tmp_path / name, scene(1, 40, size=(128, 64)), rate="30", codec=DRAWN)
+    chance = np.random.default_rng(3)
+    with av.open(str(clip)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = bytearray(clip.read_bytes())
+    for start, size in packets[-12:]:
+        content[start : start + size] = spoil(bytes(content[start : start + size]), chance)
+    clip.write_bytes(content)
+    with pytest.raises(ClipError, match=rf"{name}|clip too short: has 0\.9"):
+        read_clip(ClipSource(clip, "x", start=0.05), probe(clip), BUCKET)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
+@pytest.mark.parametrize("kept", [0.6, 0.8, 0.95])
+def test_a_cut_off_ending_of_drawn_footage_is_refused(tmp_path, name, kept):
+    moving = scene(1, 30, size=(128, 64))
+    clip = write(tmp_path / name, np.concatenate([moving, np.repeat(moving[-1:], 10, 0)]), rate="30", codec=DRAWN)
+    content = clip.read_bytes()
+    clip.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(ClipError, match=name):
+        read_clip(ClipSource(clip, "x"), probe(clip), BUCKET)
 
 
 def test_a_short_stillness_and_repeats_from_rate_conversion_are_no_frozen_ending(tmp_path):

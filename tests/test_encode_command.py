@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import shutil
 import signal
 import socket
@@ -27,6 +28,7 @@ from tiny_commands import (
 )
 from warm_processes import Place, ended, start, wait_until
 
+import mochi_lora.commands.encode
 from mochi_lora.cli import main
 from mochi_lora.data.cache import Cache
 from mochi_lora.data.index import read_index, read_sample
@@ -36,6 +38,7 @@ from mochi_lora.model.text import TextEncoder
 from mochi_lora.model.vae import MochiVae
 
 STILL = "1x32x48"
+TEXTS = 8  # five captions, two prompts and the empty one
 
 
 @pytest.fixture
@@ -385,6 +388,45 @@ def test_two_processes_share_the_work_and_leave_the_same_index_as_one(tiny, tmp_
         torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02)
 
 
+def _look_late():
+    """Rank 1 lists the clips when rank 0 has and two more have come, and looks for texts when rank 0 has written its share."""
+    first, holds, listed = os.environ["RANK"] == "0", Cache.holds, mochi_lora.commands.encode.list_part
+
+    def holding(cache, kind, key):
+        if kind == "text" and not first:
+            wait_until(lambda: len(list(cache.root.glob("text/*.safetensors"))) >= TEXTS // 2)
+        return holds(cache, kind, key)
+
+    def listing(part, data):
+        ready = part.clips / "listed"
+        if not first:
+            wait_until(ready.exists)
+            for name in ("00", "9"):
+                make_image(part.clips / f"{name}.png", "late")
+        found = listed(part, data)
+        ready.touch()
+        return found
+
+    Cache.holds, mochi_lora.commands.encode.list_part = holding, listing
+
+
+@pytest.mark.slow
+def test_a_process_that_looks_late_loses_no_clip_and_no_caption(tiny, pictures, tmp_path):
+    words, clips, cache = pictures
+    for number in range(5):
+        make_image(clips / f"{number}.png", f"a ball, number {number}", colour=40 * number)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    logs = [tmp_path / f"rank{rank}.log" for rank in range(2)]
+    both = [start(["encode", *words], log, place=Place(rank, 2, port), before=_look_late) for rank, log in enumerate(logs)]
+    assert [ended(process) for process in both] == [0, 0], "".join(log.read_text() for log in logs)
+    entries = index_of(cache)["entries"]
+    assert [entry["caption"] for entry in entries] == [f"a ball, number {number}" for number in range(5)]
+    assert all(Cache(cache).holds("text", entry["text"]) for entry in entries)
+    assert len(list(cache.glob("text/*.safetensors"))) == TEXTS
+
+
 # --- several parts ------------------------------------------------------------------------------------------------------
 
 
@@ -443,6 +485,65 @@ def test_when_everything_is_one_video_it_is_said_that_nothing_is_held_out(tiny, 
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["encode", *settings(tiny, tmp_path / "t.jsonl", tmp_path / "cache")]) == 0
     assert "all clips come from one video: none is held out" in capsys.readouterr().out
+
+
+def _ranges(folder, counts):
+    """A table of so many clips of each of several films."""
+    films = [make_video(folder / f"film-{number}.mp4", frames=9 * count) for number, count in enumerate(counts)]
+    rows = [
+        {"file_name": film.name, "text": "x", "start": 0.3 * place, "end": 0.3 * place + 0.25}
+        for film, count in zip(films, counts, strict=True)
+        for place in range(count)
+    ]
+    (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "t.jsonl"
+
+
+def test_a_film_of_most_clips_is_trained_on_and_the_split_is_told(tiny, tmp_path, capsys):
+    words = [*settings(tiny, _ranges(tmp_path, (12, 1)), tmp_path / "cache"), "--data.validation_fraction", "0.4"]
+    told = "1 clip of 1 video held out for the validation loss, 12 clips of 1 video to train on"
+    warning = "data.validation_fraction 0.4 asks for 5 clips, and videos are held out whole: it is 8% of the clips"
+    assert main(["encode", "--plan", *words]) == 0
+    planned = capsys.readouterr().out
+    assert main(["encode", *words]) == 0
+    encoded = capsys.readouterr().out
+    assert f"split    about {told}" in planned
+    assert f"split    {told}" in encoded
+    assert warning in planned
+    assert warning in encoded
+    splits = [entry["split"] for entry in index_of(tmp_path / "cache")["entries"]]
+    assert splits == ["train"] * 12 + ["validation"]
+
+
+def test_a_split_that_comes_near_the_fraction_is_told_without_a_warning(tiny, tmp_path, capsys):
+    words = [*settings(tiny, _ranges(tmp_path, (1, 1, 2)), tmp_path / "cache"), "--data.validation_fraction"]
+    assert main(["encode", *words, "0.3"]) == 0
+    told = capsys.readouterr().out
+    assert "split    1 clip of 1 video held out for the validation loss, 3 clips of 2 videos to train on" in told
+    assert "asks for" not in told
+    assert main(["encode", *words, "0"]) == 0
+    assert "held out" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rows", "is_said"),
+    [
+        ([{}, {}], True),
+        ([{"source": "film.mp4"}, {"source": "film.mp4"}], False),
+        ([{"end": 0.25}, {"start": 0.3}], False),  # ranges: the file is the video
+    ],
+)
+def test_whole_files_that_name_no_source_are_said_to_be_split_each_for_itself(tiny, tmp_path, capsys, rows, is_said):
+    for number, row in enumerate(rows):
+        row |= {"file_name": make_video(tmp_path / f"{number}.mp4", frames=20).name, "text": "x"}
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = settings(tiny, tmp_path / "t.jsonl", tmp_path / "cache")
+    for command in (["encode", "--plan"], ["encode"]):
+        assert main([*command, *words]) == 0
+        said = "2 clips are whole files, and none names its source"
+        assert (said in " ".join(capsys.readouterr().out.split())) == is_said
+        assert main([*command, *words, "--data.validation_fraction", "0"]) == 0
+        assert said not in " ".join(capsys.readouterr().out.split())
 
 
 # --- many ---------------------------------------------------------------------------------------------------------------

@@ -63,9 +63,44 @@ def test_every_clip_has_its_bucket_its_frames_and_its_reason(tiny, clips, tmp_pa
     assert "cannot be read as video" in plan["broken.mp4"]["why"]
     assert "no caption" in plan["mute.mp4"]["why"]
     printed = capsys.readouterr().out
-    for title in ("by bucket", "by source", "left out"):
+    for title in ("by clip", "by bucket", "by source", "left out"):
         assert title in printed
     assert list(cache.iterdir()) == [cache / "index"], "a plan writes no entry"
+
+
+def _rows_by_clip(printed):
+    """Cells of the table by clip, and what its title says beside that."""
+    title, rest = printed.split("by clip", 1)[1].split("\n", 1)
+    lines = rest.split("by bucket")[0].splitlines()
+    return title, [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+
+
+@pytest.mark.usefixtures("no_models")
+def test_each_clip_is_printed_with_its_bucket_frames_and_what_is_dropped_and_why(tiny, clips, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mochi_lora.console.console._width", 1000)
+    assert main(["encode", "--plan", *settings(tiny, clips, tmp_path / "cache", BUCKETS)]) == 0
+    _, rows = _rows_by_clip(capsys.readouterr().out)
+    plan = _plan_of(tmp_path / "cache")
+    used = {name: line for name, line in plan.items() if line["status"] != "rejected"}
+    assert rows == [
+        [str(clips / name), line["bucket"], str(line["source_frames"]), f"{line['unused_seconds']:.3f}", line["why"]]
+        for name, line in used.items()
+    ]
+
+
+@pytest.mark.usefixtures("no_models")
+def test_of_many_clips_those_that_drop_most_are_printed_and_the_file_of_all_is_named(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mochi_lora.console.console._width", 1000)
+    film = make_video(tmp_path / "film.mp4", frames=30)
+    rows = [{"file_name": film.name, "text": "x", "end": 0.25} for _ in range(44)] + [{"file_name": film.name, "text": "x"}]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["encode", "--plan", *settings(tiny, tmp_path / "t.jsonl", tmp_path / "cache")]) == 0
+    title, printed = _rows_by_clip(capsys.readouterr().out)
+    (path,) = (tmp_path / "cache" / "index").glob("*.plan.jsonl")
+    assert title.strip() == f": the 40 of 45 that drop most; all are in {path}"
+    assert len(printed) == 40
+    assert printed[0][3] == "0.767"
+    assert len(path.read_text().splitlines()) == 45
 
 
 @pytest.mark.parametrize("buckets", ["7x32x48", "7x32x48, 1x32x48"])

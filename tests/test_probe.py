@@ -1,15 +1,17 @@
 """What a file holds, and every kind that is refused by name."""
 
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from footage import H264, absurd, halved, hdr, make_clip, numbered_frame, run_ffmpeg
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from mochi_lora.data.colour_tags import light_of
-from mochi_lora.data.probe import probe, unreadable_named
+from mochi_lora.data.probe import probe, read_image, unreadable_named
 from mochi_lora.data.tone_map import Light
 from mochi_lora.errors import ClipError
 
@@ -75,6 +77,60 @@ def test_images_have_one_frame_and_are_measured_upright(tmp_path):
     Image.fromarray(numbered_frame(1)).save(tmp_path / "a.jpg", exif=exif)
     info = probe(tmp_path / "a.jpg")
     assert (info.width, info.height, info.times, info.is_image, info.duration) == (64, 128, (0.0,), True, 0.0)
+
+
+def _with_exif(path, exif):
+    Image.fromarray(numbered_frame(1)).save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_every_orientation_is_applied(tmp_path, name, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = _with_exif(tmp_path / name, exif)
+    with Image.open(path) as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    assert np.array_equal(read_image(path), expected)
+    assert expected.shape[:2] == ((64, 128) if orientation < 5 else (128, 64))
+
+
+def _tags(*tags):
+    """EXIF of these (tag, type, count, value), its entries as they are."""
+    entries = b"".join(struct.pack("<HHLL", *tag) for tag in tags)
+    return b"Exif\0\0II*\0" + struct.pack("<LH", 8, len(tags)) + entries + bytes(4)
+
+
+TURNED = (0x0112, 3, 1, 6)
+ODD_TAGS = {  # of a type that the standard does not give them
+    "a maker that is a fraction": (0x010F, 5, 1, 8),
+    "a resolution that is a text": (0x011A, 2, 4, 0x20202020),
+    "a unit beyond its range": (0x0128, 4, 1, 100_000),
+    "fields beyond the end": (0x8769, 4, 1, 100_000),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_TAGS.values(), ids=ODD_TAGS)
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_odd_exif_takes_no_picture_whose_pixels_and_orientation_are_whole(tmp_path, name, odd):
+    info = probe(_with_exif(tmp_path / name, _tags(*sorted((TURNED, odd)))))
+    assert (info.width, info.height) == (64, 128)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0II", b"Exif\0\0II+\0\x08\0\0\0", b"Exif\0\0nothing at all"])
+def test_a_picture_whose_exif_cannot_be_read_is_shown_as_stored(tmp_path, name, exif):
+    info = probe(_with_exif(tmp_path / name, exif))
+    assert (info.width, info.height) == (128, 64)
+
+
+@pytest.mark.parametrize("key", ["exif", "xmp", "Raw profile type exif"])
+def test_a_text_in_a_png_that_is_called_as_exif_is_takes_no_picture(tmp_path, key):
+    texts = PngInfo()
+    texts.add_text(key, "\n\n\nno tags at all")
+    Image.fromarray(numbered_frame(1)).save(tmp_path / "a.png", pnginfo=texts)
+    assert np.array_equal(read_image(tmp_path / "a.png"), numbered_frame(1))
 
 
 @pytest.mark.parametrize(

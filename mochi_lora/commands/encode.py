@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from rich.markup import escape
 
 from mochi_lora.commands.encode_plan import print_draws, tell_added
+from mochi_lora.commands.encode_split import tell_split, tell_unnamed_sources
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table, progress_bar
 from mochi_lora.data.ahead import threads_to_read
@@ -27,7 +28,7 @@ from mochi_lora.model.flow import LatentStats
 from mochi_lora.model.text import TextEncoder, Tokenised, load_tokenizer, refuse_foreign, tokenise
 from mochi_lora.model.vae import MochiVae
 from mochi_lora.runs.called import Called
-from mochi_lora.runs.processes import LONG_WAIT_MINUTES, open_processes, out_of_memory_named, processes_here
+from mochi_lora.runs.processes import LONG_WAIT_MINUTES, agreed, decided, open_processes, out_of_memory_named, processes_here
 from mochi_lora.spec import Bucket
 
 Kept = tuple[int, EncodedClip]  # with the number of its part
@@ -41,7 +42,8 @@ def run(config: Config, *, called: Called = Called()) -> None:  # noqa: B008 - f
 
 
 def _encode(config: Config, processes: Accelerator, called: Called) -> None:
-    listed = [(part, *list_part(part, config.data)) for part in parts_of(config.data)]
+    # A clip that comes while processes start is on some lists only. Each makes one all the same: it may unpack a data set.
+    listed = agreed([(part, *list_part(part, config.data)) for part in parts_of(config.data)])
     cache = Cache(config.data.cache)
     if processes.is_main_process:
         remove_abandoned(cache.root, older_than_seconds=_ABANDONED_SECONDS)
@@ -58,9 +60,13 @@ def _encode(config: Config, processes: Accelerator, called: Called) -> None:
         tell_added(parts_of(config.data), [clip.bucket for _, clip in kept], [part for part, _ in kept])
         _report(config, kept, [*(item for _, _, rejected in listed for item in rejected), *refused], tokenised)
         if kept:
-            index = _index(config, kept, vae, text, stats)
+            videos = video_of((clip.source_sha256, clip.source.video) for _, clip in kept)
+            of_clips = [videos[clip.source_sha256] for _, clip in kept]
+            index = _index(config, kept, of_clips, vae, text, stats)
             path = write_index(config.data, index)
-            _tell_training(config, index)
+            tell_split(of_clips, config.data.validation_fraction)
+            tell_unnamed_sources([clip.source for _, clip in kept], config.data.validation_fraction)
+            _tell_draws(config, index)
             console.print(f"index    {path}", markup=False)
             called.say_next("train", "(or accelerate launch train.py, on several GPUs)")
     if not kept:
@@ -114,7 +120,8 @@ def _encode_text(
     tokenizer = load_tokenizer(tokenizer_folder)
     refuse_foreign(prompts, tokenise(tokenizer, prompts))
     wanted = sorted({*captions, *prompts})
-    missing = [text for text in wanted if not cache.holds("text", text_key(text, identity))]
+    # One process looks: another would find what its peers have written since, and take every n-th of a shorter list.
+    missing = decided(lambda: [text for text in wanted if not cache.holds("text", text_key(text, identity))])
     mine = missing[processes.process_index :: processes.num_processes]
     if mine:
         encoder = TextEncoder.load(base, device=processes.device, precision=config.encode.text_precision)
@@ -131,9 +138,11 @@ def _encode_text(
     return dict(zip(captions, tokenise(tokenizer, captions), strict=True)), identity
 
 
-def _index(config: Config, kept: list[Kept], vae: EncoderIdentity, text: EncoderIdentity, stats: LatentStats) -> Index:
-    videos = video_of((clip.source_sha256, clip.source.video) for _, clip in kept)
-    held_out = validation_sources(videos.values(), config.data.validation_fraction)
+def _index(
+    config: Config, kept: list[Kept], videos: list[str], vae: EncoderIdentity, text: EncoderIdentity, stats: LatentStats
+) -> Index:
+    """`videos` names the video of each clip kept."""
+    held_out = validation_sources(videos, config.data.validation_fraction)
     entries = tuple(
         IndexEntry(
             clip=clip.source.name,
@@ -142,19 +151,17 @@ def _index(config: Config, kept: list[Kept], vae: EncoderIdentity, text: Encoder
             latents=clip.key,
             text=text_key(clip.source.caption, text),
             caption=clip.source.caption.strip(),
-            split="validation" if videos[clip.source_sha256] in held_out else "train",
+            split="validation" if video in held_out else "train",
             part=part,
         )
-        for part, clip in kept
+        for (part, clip), video in zip(kept, videos, strict=True)
     )
     return Index(config.model.base, config.model.revision, vae, text, stats.mean, stats.std, stats.scale, entries)
 
 
-def _tell_training(config: Config, index: Index) -> None:
+def _tell_draws(config: Config, index: Index) -> None:
     """What of the data set an epoch of training draws, where that is not every clip once."""
     train = index.of("train")
-    if config.data.validation_fraction and len(train) == len(index.entries) > 1:
-        console.print("all clips come from one video: none is held out for the validation loss", style="yellow")
     if config.data.mix:
         buckets = [Bucket.parse(entry.bucket) for entry in train]
         print_draws(parts_of(config.data), buckets, [entry.part for entry in train])

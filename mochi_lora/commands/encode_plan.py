@@ -4,8 +4,10 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
+from mochi_lora.commands.encode_split import tell_planned_split
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table, progress_bar
 from mochi_lora.data.ahead import begun_ahead, threads_to_read
@@ -21,6 +23,7 @@ from mochi_lora.spec import Bucket
 
 Planned = tuple[Part, ClipPlan]
 Refused = tuple[Part, Rejection]
+_MOST_ROWS = 40  # of the table by clip
 
 
 def run(config: Config, *, called: Called = Called()) -> None:  # noqa: B008 - frozen
@@ -28,6 +31,7 @@ def run(config: Config, *, called: Called = Called()) -> None:  # noqa: B008 - f
     parts, plans, refused = plan_everything(config)
     path = index_path(config.data).with_suffix(".plan.jsonl")
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(plans, refused)))
+    _print_clips([plan for _, plan in plans], path)
     _print_shapes([plan for _, plan in plans])
     _print_parts(parts, plans, refused)
     buckets, owners = [plan.bucket for _, plan in plans], [part.number for part, _ in plans]
@@ -37,6 +41,7 @@ def run(config: Config, *, called: Called = Called()) -> None:  # noqa: B008 - f
     console.print(f"plan     {path}", markup=False)
     if not plans:
         raise UserError(f"{where_of(config.data)}: no clip could be used; the table above says why for each")
+    tell_planned_split([plan.source for _, plan in plans], config.data.validation_fraction)
     if config.data.mix:
         print_draws(parts, buckets, owners)
     called.say_next("encode")
@@ -117,6 +122,15 @@ def _lines(plans: Sequence[Planned], refused: Sequence[Refused]) -> list[dict[st
     ]
     left = [{"clip": item.name, "part": str(part.clips), "status": "rejected", "why": item.reason} for part, item in refused]
     return taken + left
+
+
+def _print_clips(plans: Sequence[ClipPlan], path: Path) -> None:
+    """Every clip, or those that lose most where they are too many to read."""
+    shown = plans if len(plans) <= _MOST_ROWS else sorted(plans, key=lambda plan: -plan.unused_seconds)[:_MOST_ROWS]
+    title = "by clip" if shown is plans else f"by clip: the {_MOST_ROWS} of {len(plans):,} that drop most; all are in {path}"
+    rows = [(plan.source.name, plan.bucket, plan.source_frames, f"{plan.unused_seconds:.3f}", plan.why) for plan in shown]
+    if rows:
+        print_table(title, ("clip", "bucket", "frames used", "seconds dropped", "what becomes of it"), rows)
 
 
 def _print_shapes(plans: Sequence[ClipPlan]) -> None:

@@ -64,7 +64,10 @@ class DataConfig(Section):
     )
     upscale: bool = Field(False, description="Enlarge clips smaller than their bucket instead of rejecting them.")
     validation_fraction: float = Field(
-        0.1, ge=0, lt=1, description="Share of source files held out for the validation loss (0 to 1); 0 trains on all."
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of clips held out for the validation loss, whole videos at a time (0 to 1); 0 trains on all.",
     )
     loader_workers: int = Field(2, ge=0, description="Processes per GPU that read and prepare cached samples.")
 

@@ -28,7 +28,7 @@ from mochi_lora.data.sources import ClipSource
 from mochi_lora.errors import ClipError
 from mochi_lora.spec import Bucket
 
-_FROZEN_TAIL = 8  # this many bit-identical frames at the end are no film: even a still scene has coding noise
+_FROZEN = 8  # this many frames that are all bit-identical are no film
 _SAME_TIME = 1e-4  # seconds
 _LEAD = 2  # frames before the first wanted one that a jump lands at or before: the deinterlacer looks back
 # Seconds that a jump goes ahead, one after the other until a whole frame comes early enough. Containers without an index land
@@ -51,8 +51,9 @@ class _InterlacedError(Exception):
 def read_clip(source: ClipSource, info: ClipInfo, bucket: Bucket) -> torch.Tensor:
     """float32 [3, frames, height, width] in [-1, 1] of the bucket's shape.
 
-    Raises ClipError where the clip is too short, damaged, ends in a run of identical frames (what decoders make of a file
-    whose ending is lost), or `source.crop` does not lie inside the picture.
+    Raises ClipError where the clip is too short, damaged, one picture throughout, or `source.crop` does not lie inside it.
+    A run of identical frames at its end is no sign of damage: drawn footage holds, and x264 keeps a hold bit for bit. PyAV
+    gives none for an ending that is lost: it names the damage, or the frames do not come (unlike decord, which repeats).
     """
     shown_size(info, source)  # a wrong crop is told before anything is decoded
     if info.is_image:
@@ -89,14 +90,17 @@ def _assemble(source: ClipSource, bucket: Bucket, chosen: Sequence[int], frames:
     """Distinct source frames, in order, each into all the places that show it."""
     clip = torch.empty(3, bucket.frames, bucket.height, bucket.width, dtype=torch.float32)
     shown = Counter(chosen)  # in ascending order of frames, as `chosen` is
-    at, frozen, previous = 0, 0, None
+    at, moves, first = 0, False, None
     for times_shown, frame in zip(shown.values(), frames, strict=True):
-        frozen = frozen + 1 if previous is not None and np.array_equal(frame, previous) else 1
-        previous = frame
+        first = frame if first is None else first
+        moves = moves or not np.array_equal(frame, first)
         clip[:, at : at + times_shown] = _resized(source, frame, bucket)
         at += times_shown
-    if frozen >= _FROZEN_TAIL:
-        raise ClipError(f"{source.name}: the last {frozen} frames are identical: a damaged or frozen ending; trim it")
+    if not moves and len(shown) >= _FROZEN:
+        raise ClipError(
+            f"{source.name}: all {len(shown)} frames of it are identical: nothing to learn about how things move, often a "
+            "recording that froze; leave it out, or save one frame as an image"
+        )
     return clip
 
 

@@ -5,6 +5,7 @@ decoded once, and what each looks like is kept beside its time, so that a jump i
 """
 
 import statistics
+import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from av.sidedata.sidedata import SideData
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from mochi_lora.data.colour_tags import light_of
 from mochi_lora.data.media import IMAGE_SUFFIXES
@@ -36,6 +37,16 @@ _SQUARE_PIXEL_TOLERANCE = 0.01  # scalers tag 426x240 out of 1280x720 as 640:639
 _CODECS_THAT_FLAG = ("h264", "mpeg2video", "mpeg1video", "vc1")  # each picture says whether it is interlaced
 _MARKED_LINES = 4  # of so many lines one: every block of every codec has some, at a twentieth of the time that decoding takes
 _FRAMES_LOOKED_AT = 4  # a field-coded stream may begin with one progressive picture
+# EXIF's numbers for how the stored picture comes upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _WIDE_IMAGE_MODES = ("I", "F")  # 16-bit, 32-bit and float; Pillow clips them to white when it converts to RGB
 
 
@@ -96,9 +107,22 @@ def read_image(path: Path) -> np.ndarray:
     with unreadable_named(path), Image.open(path) as opened:
         if opened.mode.startswith(_WIDE_IMAGE_MODES):
             raise ClipError(f"{path}: more than 8 bits per channel (mode {opened.mode}); save it with 8 bits per channel")
-        upright = ImageOps.exif_transpose(opened).convert("RGBA")
+        upright = _upright(opened).convert("RGBA")
         black = Image.new("RGBA", upright.size, (0, 0, 0, 255))
         return np.array(Image.alpha_composite(black, upright).convert("RGB"))
+
+
+def _upright(opened: Image.Image) -> Image.Image:
+    """As EXIF says, if it says so; where it cannot be read the picture is shown as stored, as viewers do.
+
+    Pillow's `exif_transpose` writes all of EXIF anew and fails on fields, of no concern here, that are odd or damaged.
+    """
+    opened.load()  # Pillow finds some of PNG's and WebP's EXIF only behind the pixels
+    try:
+        method = _UPRIGHT.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
+    except (SyntaxError, struct.error, TypeError, ValueError):  # what Pillow's reader makes of a damaged header
+        return opened
+    return opened if method is None else opened.transpose(method)
 
 
 @contextmanager
