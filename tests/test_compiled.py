@@ -3,11 +3,15 @@
 Most tests compile with the `eager` or `aot_eager` backend, which guards and partitions as inductor does but writes no kernels.
 """
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from compiled_graphs import fresh_compiler, graphs  # noqa: F401 - a fixture of every test here
 from engine_blocks import Step, adapt, assert_same, expected, forward, step, streams, transformer, wrapped
 from inputs import relative
+from torch._inductor import config as inductor
 from torch.autograd.graph import saved_tensors_hooks
 
 from mochi_lora.engine import compiled
@@ -83,11 +87,58 @@ def test_adapters_can_be_switched_and_weighed_without_stale_results() -> None:
     assert all(relative(one, other) > 1e-3 for number, one in enumerate(outputs) for other in outputs[:number])
 
 
-def test_more_variants_than_the_limit_are_an_error_and_never_eager() -> None:
+def test_more_variants_than_the_limit_are_an_error_and_never_eager(monkeypatch) -> None:
+    monkeypatch.setattr(compiled, "_MOST_VARIANTS", 1)
     made = transformer(2)
     calls = wrapped(made, compile=True)
-    with torch._dynamo.config.patch(recompile_limit=1), torch.no_grad(), pytest.raises(Exception, match="fullgraph=True"):
+    with torch.no_grad(), pytest.raises(Exception, match="fullgraph=True"):
         forward(calls, streams())
+
+
+def in_a_fresh_thread(work: Callable[[], object]) -> None:
+    """As the demo works; what torch's compiler is told holds for the thread that told it."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work).result()
+
+
+def test_every_thread_compiles_with_the_same_settings_and_keeps_its_own(monkeypatch) -> None:
+    seen, around = [], []
+
+    def settings() -> tuple[int, int, bool]:
+        limits = torch._dynamo.config
+        return limits.recompile_limit, limits.accumulated_recompile_limit, inductor.shape_padding
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list) -> Callable:
+        seen.append(settings())
+        return graph.forward
+
+    monkeypatch.setattr(compiled, "BACKEND", backend)
+    calls = wrapped(transformer(2), compile=True)
+
+    def work() -> None:
+        around.append(settings())
+        with torch.no_grad():
+            forward(calls, streams())
+        around.append(settings())
+
+    in_a_fresh_thread(work)
+    assert seen == [(256, 1024, False)] * 2
+    assert around == [around[0]] * 2 != seen
+
+
+@pytest.mark.slow
+def test_a_fresh_thread_may_go_beyond_the_eight_variants_that_torch_allows() -> None:
+    made = transformer(2)
+    calls = wrapped(made, compile=True)
+
+    def work() -> None:
+        with torch.no_grad():
+            for visual in (12, 16, 20, 24, 28):
+                given = streams(visual)
+                assert torch.equal(forward(calls, given), forward(list(made.transformer_blocks), given))
+
+    in_a_fresh_thread(work)
+    assert graphs() == 10
 
 
 def test_a_model_that_is_not_trained_gets_no_graph_through_its_inputs() -> None:

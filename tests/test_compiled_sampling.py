@@ -92,6 +92,29 @@ def test_an_adapter_of_equal_rank_and_targets_compiles_nothing_whatever_its_alph
     assert [made(**wish) for wish in (*wishes, {"b": 2, "c": 0.5}, {"other_rank": 0.5}, {"b": 0.1})] == [settled] * 8
 
 
+@pytest.mark.slow
+def test_with_room_made_before_each_shape_compiles_once_and_the_base_never_again(tiny, tmp_path) -> None:
+    """In any order of choosing; what is used together is compiled once more."""
+    ranks = {"a": 4, "b": 4, "c": 2}
+    files = {
+        name: write_adapter(tmp_path / f"{name}.safetensors", tiny, seed, rank=rank)
+        for seed, (name, rank) in enumerate(ranks.items())
+    }
+    vae = MochiVae.load(tiny / "vae", device=CPU, precision="fp32")
+    quick, plain = (LiveSampler(model_of(tiny, replace(PLAIN, compile=how)), vae, device=CPU) for how in (True, False))
+    for path in files.values():
+        quick.make_room([path])
+
+    def made(*names: str) -> int:
+        asked = (caption(5), caption(0), SETTINGS, 0, [AdapterChoice(files[name], 0.5) for name in names])
+        found, expected = (sampler.latents(*asked, on_step=lambda *_: None) for sampler in (quick, plain))
+        assert relative(found, expected) < 1e-5
+        return graphs()
+
+    assert [made(*names) for names in ((), "a", "c", (), "b", "a", "c", ())] == [2, 4, 6, 6, 6, 6, 6, 6]
+    assert [made(*names) for names in ("ac", "bc", "c", "a", ())] == [8] * 5
+
+
 class Waits(TorchDispatchMode):
     """Counts what a host must wait for a device for: reading a value, and shapes that depend on values."""
 

@@ -18,13 +18,14 @@ from mochi_lora.config.load import load_config
 from mochi_lora.config.requests import AdapterChoice, DemoRequest
 from mochi_lora.config.schema import SampleConfig
 from mochi_lora.demo.access import USER, is_loopback, login, read_password, require_guarded
-from mochi_lora.demo.command_text import sample_commands
+from mochi_lora.demo.command_text import sample_commands, settled
 from mochi_lora.demo.form import Form, FormError, Wish, read_form, shown_scales
 from mochi_lora.demo.session import Filmed, Phase, Progress, Session
 from mochi_lora.demo.status import left, line, problem, told
 from mochi_lora.demo.turns import MOST_WAITING, AlreadyAtWorkError, Turns, Waiting
 from mochi_lora.errors import UserError, install_command
 from mochi_lora.inference.sampler import Cancelled
+from mochi_lora.runs.models import sampling_plan
 
 FOX = "a fox in the snow"
 GOOD = {
@@ -177,7 +178,8 @@ def test_the_commands_shown_make_the_same_frames(session, adapters, words, tmp_p
     )
     _, frames = made(session, asked)
     config = load_config(Path(words[0].partition("=")[2]), words[1:])
-    commands = sample_commands(asked, config.sample, words)
+    commands = sample_commands(asked, config.sample, settled(words, config.engine, sampling_plan(config, with_text=True)))
+    assert "--engine.guidance_passes=two" in commands
     for number, (side, command) in enumerate(zip(("base", "adapter"), split_commands(commands), strict=True)):
         assert command[:2] == ["mochi-lora", "sample"]
         output = tmp_path / str(number)

@@ -154,6 +154,25 @@ def test_files_of_one_shape_share_their_place_on_the_transformer(sampler, tiny, 
     assert not getattr(transformer, "peft_config", {})
 
 
+def test_room_made_before_is_there_whatever_comes_and_goes(sampler, load_tiny, tiny, written, tmp_path):
+    """A slot for each shape of single files, two where two are used together; nothing of the files is held."""
+    style, motion, _ = written
+    other = write_adapter(tmp_path / "other.safetensors", tiny, 4, alpha=3)
+    for paths in ([style], [motion], [other], [style, other]):
+        sampler.make_room(paths)
+    transformer = sampler._model.transformer
+    there = dict.fromkeys(transformer.peft_config)
+    assert (len(there), len(sampler._held)) == (3, 0)
+    wishes = [[], [(motion, 1.0)], [(other, 0.5), (style, 1.0)], [(style, 0.3)], []]
+    for wish in wishes:
+        assert torch.equal(sample(sampler, *wish), sample(fresh(load_tiny, tiny), *wish)), wish
+    sampler.let_go([style, motion, other])
+    assert dict.fromkeys(transformer.peft_config) == there
+    with pytest.raises(UserError, match="no such adapter file"):
+        sampler.make_room([tmp_path / "nowhere.safetensors"])
+    assert dict.fromkeys(transformer.peft_config) == there
+
+
 def test_strength_zero_is_the_base_bit_for_bit(sampler, written):
     base = sample(sampler)
     assert not torch.equal(sample(sampler, (written[0], 1.0)), base)

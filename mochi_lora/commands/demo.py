@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,17 +12,21 @@ from mochi_lora.config.requests import AdapterChoice, DemoRequest
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
 from mochi_lora.demo.access import USER, read_password, require_guarded
+from mochi_lora.demo.command_text import settled
 from mochi_lora.demo.session import Event, Made, Session
 from mochi_lora.demo.turns import Turns
 from mochi_lora.engine.plan import Plan
 from mochi_lora.errors import UserError, install_command
 from mochi_lora.files import remove_abandoned
+from mochi_lora.inference.live import LiveSampler
 from mochi_lora.inference.shots import short_names
 from mochi_lora.model.adapter_file import load_adapter
 from mochi_lora.runs.folder import best_adapter, final_adapter, step_adapters
 from mochi_lora.runs.models import load_sampler, load_text, sampling_plan
 from mochi_lora.runs.processes import out_of_memory_named
 from mochi_lora.runs.videos import origin_of
+
+_Offered = tuple[str, AdapterChoice, bool]  # label, file and strength, whether it is on at first
 
 
 def run(config: Config, request: DemoRequest) -> None:
@@ -47,13 +51,13 @@ def run(config: Config, request: DemoRequest) -> None:
         tempfile.TemporaryDirectory(prefix="mochi-lora-demo-") as served,
     ):
         os.environ["GRADIO_TEMP_DIR"] = served  # Gradio serves copies of videos; these go with the command
-        session = _open_session(config, plan, folder, assume_alpha_is_rank=request.assume_alpha_is_rank)
+        session = _open_session(config, plan, folder, adapters, assume_alpha_is_rank=request.assume_alpha_is_rank)
         offer = page.Offer(
             about=_about(config, plan),
             prompt=config.sample.prompts[0] if config.sample.prompts else "",
             settings=config.sample,
             adapters=tuple(page.Offered(label, choice, chosen) for label, choice, chosen in adapters),
-            started_with=request.started_with,
+            started_with=settled(request.started_with, config.engine, plan),
             folder=folder,
         )
         blocks = page.build(offer, out_of_memory_named()(session.make), turns)
@@ -69,21 +73,38 @@ def run(config: Config, request: DemoRequest) -> None:
             turns.cancel_all()
 
 
-def _open_session(config: Config, plan: Plan, folder: Path, *, assume_alpha_is_rank: bool) -> Session:
+def _open_session(
+    config: Config, plan: Plan, folder: Path, adapters: Sequence[_Offered], *, assume_alpha_is_rank: bool
+) -> Session:
     """Under offloading, T5 rests on the CPU, as the VAE does."""
     device, offload = torch.device(plan.device), plan.cpu_offload
     console.print(f"loading  {config.model.base}", markup=False)
     text = load_text(config, device=torch.device("cpu") if offload else device)
     sampler = load_sampler(config, plan, assume_alpha_is_rank=assume_alpha_is_rank)
+    make_room(sampler, adapters)
     folder.mkdir(parents=True, exist_ok=True)
     remove_abandoned(folder)
     return Session(sampler, text, folder, origin_of(config, plan), device=device, offload=offload)
 
 
-def _adapters(config: Config, asked: Sequence[AdapterChoice]) -> list[tuple[str, AdapterChoice, bool]]:
-    """(label, file and strength, whether it is on at first): those asked for, then the run's. Without any asked for, the
-    run's final adapter is on.
+def make_room(sampler: LiveSampler, adapters: Iterable[_Offered]) -> None:
+    """Slots for each adapter alone, and for those together that are on at first: one made later compiles the base anew too.
+
+    A file that cannot be used is told here, and on the page when it is chosen.
     """
+    together = []
+    for _, choice, is_on in adapters:
+        try:
+            sampler.make_room([choice.path])
+        except UserError as error:
+            console.print(f"not usable: {error}", style="yellow", markup=False)
+        else:
+            together += [choice.path] * is_on
+    sampler.make_room(together)
+
+
+def _adapters(config: Config, asked: Sequence[AdapterChoice]) -> list[_Offered]:
+    """Those asked for, then the run's. Without any asked for, the run's final adapter is on."""
     final = final_adapter(config)
     found = [final, best_adapter(config), *(path for _, path in reversed(step_adapters(config)))]
     own = [AdapterChoice(path, config.sample.strength) for path in found if path.is_file()]

@@ -1,7 +1,8 @@
 """The models of one demo, and what a click makes with them."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -145,15 +146,25 @@ class Session:
         pair = (wish.prompt, wish.settings.negative_prompt)
         if pair not in self._embedded:
             self._refuse_foreign(wish)
-            if self._offload:
-                self._sampler.rest()
-                self._text.to(self._device)
+            with self._text_on_device():
+                embedded = embed_prompts(self._text, pair)
             if len(self._embedded) == _REMEMBERED:
                 del self._embedded[next(iter(self._embedded))]
-            self._embedded[pair] = embed_prompts(self._text, pair)
-            if self._offload:
-                self._text.to(torch.device("cpu"))
+            self._embedded[pair] = embedded
         return self._embedded[pair]
+
+    @contextmanager
+    def _text_on_device(self) -> Iterator[None]:
+        """Within, under offloading, T5 alone is there. It leaves also where memory ran out, or no later click would fit."""
+        if not self._offload:
+            yield
+            return
+        self._sampler.rest()
+        try:
+            self._text.to(self._device)
+            yield
+        finally:
+            self._text.to(torch.device("cpu"))
 
     def _refuse_foreign(self, wish: Wish) -> None:
         fields = {"prompt": wish.prompt, "negative_prompt": wish.settings.negative_prompt}

@@ -22,9 +22,9 @@ from mochi_lora.engine.checkpoints import RotaryTables, run_block
 BACKEND = "inductor"
 # Video sizes that get kernels of their own; from the next one on a single set of kernels serves all further sizes.
 STATIC_SIZES = 4
-# Every variant of a block is an entry of one list in dynamo, and 8 would do for two video sizes. With fullgraph, going beyond
-# is an error, never a silent return to eager.
-_MOST_VARIANTS = 64
+# Every variant of a block is an entry of one list in dynamo, and 8 would do for two video sizes; a demo that runs for days sees
+# every size with every choice of adapters. With fullgraph, going beyond is an error, never a silent return to eager.
+_MOST_VARIANTS = 256
 # It warns of in-place operations under a checkpoint; a block has none.
 logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
 
@@ -34,12 +34,12 @@ class CompiledBlocks:
 
     def __init__(self) -> None:
         self._sizes: set[int] = set()
-        limits = _dynamo.config
-        limits.recompile_limit = max(limits.recompile_limit, _MOST_VARIANTS)
-        limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * _MOST_VARIANTS)
+        # What torch's compiler is told holds for the thread that told it, and the demo works in a thread of each click: said
+        # anew around every call. Made once, because torch never frees such a patch: 13 us a call on a CPU, 75 made each time.
+        self._room = _dynamo.config.patch(recompile_limit=_MOST_VARIANTS, accumulated_recompile_limit=4 * _MOST_VARIANTS)
         # To see whether padding a product pays, inductor compares the caption's length with bounds, and each side of a bound is
-        # one more compilation. Mochi's widths need no padding.
-        inductor.shape_padding = False
+        # one more compilation. Mochi's widths need no padding. Asked in the forward pass alone, for the backward as well.
+        self._unpadded = inductor.patch(shape_padding=False)
         self._run = torch.compile(run_block, fullgraph=True, backend=BACKEND)
 
     def __call__(
@@ -60,8 +60,9 @@ class CompiledBlocks:
         else:
             visual, text = _as_from_a_block(block, visual), _as_from_a_block(block, text)
         self._mark(visual, text, conditioning, rotary)
-        # As a tensor on the host: a graph guards on integers, not on a tensor's values.
-        return self._run(block, mode, visual, text, conditioning, host_lengths(lengths), rotary)
+        with self._room, self._unpadded:
+            # As a tensor on the host: a graph guards on integers, not on a tensor's values.
+            return self._run(block, mode, visual, text, conditioning, host_lengths(lengths), rotary)
 
     def _mark(self, visual: torch.Tensor, text: torch.Tensor, conditioning: torch.Tensor, rotary: RotaryTables) -> None:
         if len(self._sizes) < STATIC_SIZES:

@@ -4,7 +4,8 @@ A file is read the first time it is asked for, and its factors stay on the host:
 a few hundred megabytes there takes a fraction of a second. For a video they are copied into slots, PEFT adapters that every
 file of one shape (ranks, targets, kind) can go into. Alpha, rank and strength are multiplied into B, so that every slot has
 scale 1. Switching and re-weighting thus read no file, make no module and compile nothing again, and the result is that of a
-fresh load, bit for bit. Compiled blocks go by the names and shapes of the slots there are: a slot more compiles once.
+fresh load, bit for bit. Compiled blocks go by the names and shapes of the slots there are, also where none is used: after a
+slot more, whatever is made compiles once again. `make_room` makes them before anything compiles.
 """
 
 import json
@@ -77,6 +78,20 @@ class LiveSampler:
         self._assume_alpha_is_rank = assume_alpha_is_rank
         self._held: dict[_Key, Held] = {}
         self._slots: list[_Slot] = []
+        self._kept: Counter[str] = Counter()  # slots that stay, by shape
+
+    def make_room(self, paths: Sequence[Path]) -> None:
+        """See that a video with all of these files needs no slot that is not there, and will not, whatever is let go.
+
+        Holds nothing of the files. Raises UserError for one that cannot be used.
+        """
+        wanted: Counter[str] = Counter()
+        for path in paths:
+            adapter, shape = _blank(load_adapter(path, assume_alpha_is_rank=self._assume_alpha_is_rank))
+            wanted[shape] += 1
+            if sum(slot.shape == shape for slot in self._slots) < wanted[shape]:
+                self._add_slot(adapter, shape)
+        self._kept |= wanted
 
     def hold(self, paths: Sequence[Path]) -> list[Held]:
         """See that these files' factors are in memory and fit the transformer, and return them in order.
@@ -140,8 +155,7 @@ class LiveSampler:
     def _read(self, path: Path, stamp: _Stamp | None) -> Held:
         """Raises UserError unless there is a slot of the file's shape, or one can be made."""
         stored = load_adapter(path, assume_alpha_is_rank=self._assume_alpha_is_rank)
-        adapter = replace(stored, config=_config_at_scale_one(stored.config))
-        shape = _shape(adapter)
+        adapter, shape = _blank(stored)
         if all(slot.shape != shape for slot in self._slots):
             self._add_slot(adapter, shape)
         return Held(replace(adapter, tensors=_folded(stored)), shape, sha256_of_file(path), stamp)
@@ -179,8 +193,8 @@ class LiveSampler:
         return self._slots[-1]
 
     def _tidy(self) -> None:
-        """No slot more of a shape than files held of it, and no memory of files let go."""
-        room = Counter(held.shape for held in self._held.values())
+        """No slot more of a shape than files held of it or room made for, and no memory of files let go."""
+        room = Counter(held.shape for held in self._held.values()) | self._kept
         surplus = []
         for slot in self._slots:
             room[slot.shape] -= 1
@@ -197,6 +211,12 @@ class LiveSampler:
         if rest := [name for name in transformer.peft_config if name not in names]:
             transformer.set_adapters(rest)  # PEFT warns when what it deletes is active
         transformer.delete_adapters(names)
+
+
+def _blank(stored: lora.Adapter) -> tuple[lora.Adapter, str]:
+    """What a slot for the file is made of, and the slot's shape; the values do not count."""
+    adapter = replace(stored, config=_config_at_scale_one(stored.config))
+    return adapter, _shape(adapter)
 
 
 def _config_at_scale_one(config: dict[str, Any]) -> dict[str, Any]:
