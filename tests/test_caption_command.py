@@ -199,6 +199,53 @@ def test_a_folder_of_clips_gets_text_files(caption, tmp_path):
     assert (folder / "two.txt").read_text() == f"{SENTENCE}\n"
 
 
+def test_without_a_model_the_sheet_has_a_line_to_fill_in_for_every_clip(caption, table, capsys):
+    table.write_text(table.read_text().replace("Mine already.", ""))
+    assert caption("--caption.model", "null") == 0
+    assert "4 clips wait for their captions in the sheet" in capsys.readouterr().out.replace("\n", " ")
+    assert [(line["start"], line["end"], line["text"]) for line in lines(table)] == [
+        (0.0, 0.6, ""),
+        (0.6, 1.2, ""),
+        (1.2, 1.8, ""),
+        (0.0, 0.6, ""),
+    ]  # not the one that the filter refused
+    before = (table.parent / "captions.jsonl").read_bytes()
+    for more in ((), ("--caption.overwrite", "true")):
+        assert caption("--caption.model", "null", *more) == 0
+        assert (table.parent / "captions.jsonl").read_bytes() == before
+    correct(table, 1, "By hand.")
+    assert caption("--caption.model", "null") == 0
+    assert texts(table) == ["", "By hand.", "", "", ""]
+    assert [line["edited"] for line in lines(table)] == [False, True, False, False]
+
+
+def test_a_model_is_asked_about_lines_that_nobody_has_filled_in(caption, table, questions):
+    assert caption("--caption.model", "null") == 0
+    correct(table, 0, "By hand.")
+    assert caption() == 0
+    assert texts(table)[:3] == ["By hand.", "Mine already.", SENTENCE]
+    assert sum(questions) == 1
+
+
+def test_a_caption_file_that_cannot_be_read_costs_no_other_clip_its_caption(caption, tmp_path, capsys):
+    folder = tmp_path / "clips"
+    make_image(folder / "a.png", caption=None)
+    make_image(folder / "b.png", caption=None)
+    (folder / "a.txt").write_bytes("Ein M\u00e4dchen".encode("latin-1"))
+    assert caption("--caption.clips", str(folder)) == 1
+    assert (folder / "b.txt").read_text() == f"{SENTENCE}\n"
+    assert (folder / "a.txt").read_bytes() == "Ein M\u00e4dchen".encode("latin-1")
+    printed = capsys.readouterr()
+    table = " ".join(printed.out.replace("\u2502", " ").split())
+    assert "no caption" in table
+    assert "a.png" in table
+    assert "is not UTF-8 (byte 5)" in table
+    assert "of 2 clips" in table
+    assert "1 of 2 clips has a caption file that cannot be read" in printed.err
+    (folder / "a.txt").unlink()
+    assert caption("--caption.clips", str(folder)) == 0
+
+
 def test_without_any_caption_the_command_fails(caption, tmp_path, capsys):
     make_sound(tmp_path / "clips.m4v")
     (tmp_path / "alone").mkdir()

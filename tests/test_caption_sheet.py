@@ -98,7 +98,7 @@ ROWS = (
 def test_a_table_gets_its_texts_and_keeps_everything_else(tmp_path):
     table = tmp_path / "clips.jsonl"
     table.write_text("\n".join(ROWS) + "\n")
-    clips = list_captionable(table)
+    clips, _ = list_captionable(table)
     assert [(clip.start, clip.end, clip.caption, clip.crop) for clip in clips] == [
         (0.5, 1.5, "There already.", None),
         (2.0, 3.0, "", (0, 8, 64, 56)),
@@ -112,7 +112,7 @@ def test_a_table_gets_its_texts_and_keeps_everything_else(tmp_path):
 def test_what_has_nothing_new_is_not_written_again(tmp_path):
     table = tmp_path / "clips.jsonl"
     table.write_text("\n".join(ROWS) + "\n")
-    (first, _), before = list_captionable(table), table.stat().st_mtime_ns
+    ((first, _), _), before = list_captionable(table), table.stat().st_mtime_ns
     store_captions(table, {key_of(first): "There already."})
     assert table.stat().st_mtime_ns == before
 
@@ -122,7 +122,7 @@ def test_a_folder_gets_text_files_beside_its_clips(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "c.txt").write_text(" A ball.\n")
-    clips = list_captionable(tmp_path)
+    clips, _ = list_captionable(tmp_path)
     assert {clip.path.name: clip.caption for clip in clips} == {"a.mp4": "", "b.MOV": "", "c.png": "A ball."}
     store_captions(tmp_path, {key_of(clip): "A fox." for clip in clips if not clip.caption})
     assert {path.name: path.read_text() for path in tmp_path.rglob("*.txt")} == {

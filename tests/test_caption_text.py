@@ -100,6 +100,7 @@ def test_english_is_accepted(text):
         (Trigger("fox"), "A fox runs."),
         (Trigger("fo"), "fo, a fox runs."),
         (Trigger("FOX", "end"), "A fox runs."),
+        (Trigger("a  fox"), "A fox runs."),
     ],
 )
 def test_the_trigger_stands_where_it_is_asked_for_and_once(trigger, expected):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -73,7 +74,9 @@ def made(tiny: Path, folder: Path, page: Path, *more: str, most_strips: int = 24
 def test_the_page_shows_every_clip_and_needs_nothing_else(tiny, folder, tmp_path):
     page = made(tiny, folder, tmp_path / "page.html")
     assert len(re.findall(r"<article ", page)) == 4
-    assert len(re.findall(r'<img src="data:image/jpeg;base64,[\w+/=]+" alt="Frames of', page)) == 4
+    assert (
+        len(re.findall(r'<img src="data:image/jpeg;base64,[\w+/=]+" alt="Frames of', page)) == 5
+    )  # and mute.png, which lacks a caption
     assert re.findall(r'(?:src|href)="(?!data:|#)', page) == []
     assert "4 clips to train on: 0.9 s of film" in page
     assert "<mark>bbb style</mark>, a huge pink cumulus cloud" in page
@@ -243,6 +246,12 @@ def test_the_trigger_is_found_wherever_it_stands():
     assert parts == [("A ", False), ("Chalk", True), (" drawing, ", False), ("CHALK", True), (" again", False)]
 
 
+def test_a_trigger_inside_another_word_calls_nothing():
+    pink = replace(row("pink", "A pink flamingo, chalked"), trigger="ink")
+    assert pink.caption_parts == [("A pink flamingo, chalked", False)]
+    assert dataset_rows.NO_TRIGGER in marked([pink], Limits(0.1, None))[0].marks
+
+
 def test_images_are_not_film():
     still = ClipRow(
         ClipPlan(ClipSource(Path("a.png"), "x"), Bucket(1, 32, 48), 96, 64, 0.0, 0.0, 1, is_configured=True), part=0
@@ -297,3 +306,56 @@ def test_what_was_not_measured_has_no_plot():
         "Half of the clips are 0.434 s or longer; 0\N{NO-BREAK SPACE}% of the film is not used",
         "All clips are 96x64 pixels",
     ]
+
+
+# --- clips that are not trained on, shown ----------------------------------------------------------------------------------
+
+
+def shown_left_out(page: str) -> dict[str, tuple[bool, str]]:
+    """File name -> (whether its frames are there, the reason)."""
+    rows = re.findall(r"<tr><th>(.*?)</th><td>(.*?)</td></tr>", unescape(page[page.index('id="left-out"') :]))
+    return {Path(name.split(" (")[0]).name: ("data:image/jpeg" in reason, re.sub("<.*?>", "", reason)) for name, reason in rows}
+
+
+def refused_line(name: str, start: float) -> dict:
+    measures = {"black": 0, "luma": 0, "motion": 1, "sharpness": 1, "flicker": 0, "change": 0, "bars": None}
+    measures |= {"width": 1, "height": 1, "hashes": []}
+    line = {
+        "file_name": name,
+        "start": start,
+        "end": start + 0.5,
+        "text": "",
+        "crop": [0, 0, 40, 30],
+        "source": name,
+        "shot": 0,
+    }
+    return {**line, "measures": measures, "flags": [], "refused": "blurred: 3 is below 20"}
+
+
+def test_clips_without_a_caption_and_what_the_filter_refused_are_shown_with_their_frames(tiny, tmp_path):
+    make_video(tmp_path / "film.mp4", frames=40)
+    rows = [{"file_name": "film.mp4", "start": 0.25, "end": 1.0, "text": ""}, {"file_name": "gone.mp4", "text": ""}]
+    (tmp_path / "clips.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+    (tmp_path / "refused.jsonl").write_text(json.dumps(refused_line("film.mp4", 0.5)) + "\n")
+    page = made(tiny, tmp_path, tmp_path / "page.html")
+    told = shown_left_out(page)
+    assert told["film.mp4"][0]
+    assert "caption is empty" in told["film.mp4"][1]
+    assert told["film.mp4@0.5s"] == (True, "blurred: 3 is below 20"), told
+    assert told["gone.mp4"][0] is False
+    assert page.count("data:image/jpeg") == 2
+    pictures = re.findall(r'src="(data:image/jpeg[^"]*)"', page)
+    assert pictures[0] != pictures[1], "each the frames of its own range"
+    assert made(tiny, tmp_path, tmp_path / "page.html", most_strips=1).count("data:image/jpeg") == 1
+
+
+def test_a_folder_without_captions_is_shown_too(tiny, tmp_path):
+    make_video(tmp_path / "clips" / "a.mp4", frames=20)
+    make_image(tmp_path / "clips" / "b.png", caption=None)
+    (tmp_path / "clips" / "broken.mp4").write_text("no film")
+    words = settings(tiny, tmp_path / "clips", tmp_path / "cache", "7x32x48")
+    command.run(config_of(words), output=tmp_path / "page.html")
+    told = shown_left_out((tmp_path / "page.html").read_text())
+    assert {name: shown for name, (shown, _) in told.items()} == {"a.mp4": True, "b.png": True, "broken.mp4": False}
+    assert "no caption" in told["broken.mp4"][1]
+    assert "cannot be shown" in told["broken.mp4"][1]

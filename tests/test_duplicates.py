@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import pytest
 from scenes import scene, write
 
 from mochi_lora.config.curation import FilterConfig, SplitConfig
@@ -113,3 +114,44 @@ def test_a_smaller_worse_copy_of_drawn_footage_goes_and_names_its_twin(tmp_path)
     assert judged["other.mp4"] is None
     assert judged["copy.mkv"].startswith("duplicate: ")
     assert f"bits from {tmp_path / 'good.mp4'}@" in judged["copy.mkv"]
+
+
+def clips_of(path, film) -> list[Clip]:
+    split = SplitConfig()
+    return split_source(write(path, film), survey_source(probe(path), split, lambda frames: None), split, path.parent)[0]
+
+
+@pytest.mark.parametrize(("trimmed", "speed"), [(2, 1.0), (10, 1.0), (20, 1.0), (10, 1.5), (20, 1.5), (31, 1.5)])
+def test_a_take_that_begins_later_is_found_wherever_half_a_clip_is_shared(tmp_path, trimmed, speed):
+    film = scene(7, 120, detail=20, speed=speed)
+    whole, later = clips_of(tmp_path / "whole.mp4", film), clips_of(tmp_path / "later.mp4", film[trimmed:])
+    offset, found = trimmed / 24, 0
+    for one in later:
+        shared = [min(one.end + offset, other.end) - max(one.start + offset, other.start) for other in whole]
+        most = int(np.argmax(shared))
+        if shared[most] > 0.55 * (one.end - one.start):
+            found += 1
+            assert len(find_twins([whole[most], one], 6.0)) == 1, (one.start, whole[most].start)
+    assert found >= 2
+
+
+@pytest.mark.parametrize("speed", [1.0, 1.5])
+def test_no_moment_of_another_take_is_taken_for_this_one(tmp_path, speed):
+    clips = [
+        one for seed in range(7, 15) for one in clips_of(tmp_path / f"{seed}.mp4", scene(seed, 120, detail=20, speed=speed))
+    ]
+    assert len(clips) == 24
+    assert find_twins(clips, 6.0) == []
+
+
+def test_clips_of_other_lengths_are_held_against_each_other_at_every_moment():
+    """A second inside three; too short a part in common says nothing."""
+
+    def moments(name, pictures, seconds):
+        made = clip(name, 0, seconds=seconds)
+        return replace(made, measures=replace(made.measures, hashes=tuple(f"{picture:016x}" for picture in pictures)))
+
+    long = moments("long", PICTURES[:24], 3.0)
+    assert find_twins([long, moments("inside", PICTURES[11:19], 1.0)], 6.0) == [Twin(1, 0, 0.0)]
+    assert find_twins([long, moments("half", [*PICTURES[20:24], *PICTURES[30:34]], 1.0)], 6.0) == [Twin(1, 0, 0.0)]
+    assert find_twins([long, moments("less", [*PICTURES[21:24], *PICTURES[30:35]], 1.0)], 6.0) == []

@@ -95,6 +95,8 @@ def test_each_mix_has_an_index_of_its_own_and_repeats_and_weights_make_none():
         ("a fox", "chalk style, a fox"),
         ("A fox in Chalk Style.", "A fox in Chalk Style."),
         ("chalk style, a fox", "chalk style, a fox"),
+        ("a chalk  style fox", "a chalk  style fox"),
+        ("A chalk styled fox", "chalk style, A chalk styled fox"),
     ],
 )
 def test_the_trigger_stands_before_captions_that_do_not_hold_it(tmp_path, caption, expected):

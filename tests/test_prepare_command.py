@@ -209,6 +209,109 @@ def test_captions_of_clips_that_a_limit_refuses_come_back_with_them(work):
     assert texts(table) == {}, "a caption that a person takes away stays away"
 
 
+def change(table: Path, changes: dict[int, dict | None]) -> list[tuple]:
+    """The lines of `table` with new columns, or deleted; the clips that changed."""
+    before = rows(table)
+    after = [{**row, **(changes.get(place) or {})} for place, row in enumerate(before) if changes.get(place, {}) is not None]
+    table.write_text("".join(json.dumps(row) + "\n" for row in after))
+    return [(before[place]["file_name"], before[place]["start"]) for place in changes]
+
+
+def clips_of(table: Path) -> list[tuple]:
+    return [(row["file_name"], row["start"]) for row in rows(table)]
+
+
+def told_of_hands(text: str) -> str:
+    return next((line for line in text.splitlines() if line.startswith("by hand")), "")
+
+
+def test_clips_that_a_person_deletes_or_refuses_stay_out_when_a_video_comes_in(work, capsys):
+    folder, words = work
+    prepare(words)
+    table, by_hand = folder / "prepared/clips.jsonl", folder / "prepared/by_hand.jsonl"
+    everything = clips_of(table)
+    assert not by_hand.exists()
+    out = change(table, {0: None, 3: {"refused": "a watermark"}})
+    write(folder / "footage/three.mp4", scene(9, 60, detail=5))
+    for _ in range(2):
+        capsys.readouterr()
+        prepare(words)
+        assert told_of_hands(capsys.readouterr().out).startswith(f"by hand  2 clips are out, {by_hand} has them")
+        assert clips_of(table) == [*everything[1:3], ("../footage/three.mp4", rows(table)[-1]["start"])]
+        reasons = {(row["file_name"], row["start"]): row["refused"] for row in rows(folder / "prepared/refused.jsonl")}
+        assert reasons[out[0]] == "by hand: its line in clips.jsonl was deleted"
+        assert reasons[out[1]] == "by hand: a watermark"
+    by_hand.write_text("".join(by_hand.read_text().splitlines(keepends=True)[1:]))
+    prepare(words)
+    assert clips_of(table)[:3] == everything[:3], "one comes back, as the message says"
+    by_hand.unlink()
+    capsys.readouterr()
+    prepare(words)
+    assert clips_of(table)[:4] == everything
+    assert told_of_hands(capsys.readouterr().out) == ""
+
+
+def test_a_line_put_back_and_limits_that_change_undo_and_make_no_decision(work):
+    folder, words = work
+    prepare(words)
+    table = folder / "prepared/clips.jsonl"
+    before = table.read_text()
+    change(table, {1: None})
+    prepare(words)
+    assert len(rows(table)) == 3
+    table.write_text(before)
+    prepare(words)
+    assert table.read_text() == before
+    limits = {one["setting"]: one["percentiles"] for one in json.loads((folder / "prepared/filter.json").read_text())}
+    assert main(["prepare", "--only", "filter", *words, "--filter.min_sharpness", str(limits["min_sharpness"]["75"])]) == 0
+    assert len(rows(table)) < 4
+    prepare(words)
+    assert table.read_text() == before
+    table.unlink()
+    prepare(words)
+    assert table.read_text() == before, "a table deleted whole is made anew"
+
+
+def test_a_crop_by_hand_stays_until_its_line_goes(work):
+    folder, words = work
+    prepare(words)
+    table = folder / "prepared/clips.jsonl"
+    change(table, {2: {"crop": [10, 0, 200, 100]}})
+    for _ in range(2):
+        prepare(words)
+        assert [row["crop"] for row in rows(table)] == [None, None, [10, 0, 200, 100], None]
+    change(table, {2: {"crop": None}})
+    prepare(words)
+    assert [row["crop"] for row in rows(table)] == [None] * 4
+    change(table, {2: {"crop": "10 0 200 100"}})
+    before = table.read_text()
+    assert main(["prepare", "--only", "filter", *words]) == 1
+    assert table.read_text() == before
+
+
+def test_a_clip_like_one_that_is_out_by_hand_does_not_take_its_place(work):
+    folder, words = work
+    shutil.copy(folder / "footage/one.mp4", folder / "footage/twin.mp4")
+    prepare(words)
+    table = folder / "prepared/clips.jsonl"
+    kept = clips_of(table)
+    assert len(kept) == 4, "the twins are duplicates"
+    change(table, {2: None, 3: None})
+    prepare(words)
+    assert clips_of(table) == kept[:2]
+
+
+def test_a_line_whose_start_was_changed_is_named_and_not_lost(work, capsys):
+    folder, words = work
+    prepare(words)
+    table = folder / "prepared/clips.jsonl"
+    change(table, {0: {"start": 0.5}})
+    before = table.read_text()
+    assert main(["prepare", "--only", "filter", *words]) == 1
+    assert "clips.jsonl:1" in capsys.readouterr().err
+    assert table.read_text() == before
+
+
 def test_captions_of_clips_that_a_new_split_has_not_are_kept_and_it_is_said(work, capsys):
     folder, words = work
     prepare(words)

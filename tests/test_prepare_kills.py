@@ -84,3 +84,93 @@ def test_no_kill_loses_a_caption_whatever_the_limits_were(films, tmp_path):
             assert killed == -signal.SIGKILL
             assert ended(start(back, tmp_path / "log")) == 0
             assert texts() == [row["text"] for row in written], (kill_at, first)
+
+
+def test_no_kill_loses_a_persons_decision_or_makes_one(films, tmp_path):
+    """A line deleted, one refused, one cropped, and limits that refuse a fourth clip, killed; then the former limits."""
+    folder, words = films
+    decided, run = tmp_path / "decided", folder / "decided"
+    shutil.copytree(folder / "prepared", decided)
+    rows = [json.loads(line) for line in (decided / "clips.jsonl").read_text().splitlines()]
+    assert len(rows) == 4
+    by_sharpness = sorted(rows, key=lambda row: row["measures"]["sharpness"])
+    out, cropped, gone, blurred = by_sharpness[3], by_sharpness[2], by_sharpness[1], by_sharpness[0]
+    changed = {id(out): {"refused": "a watermark"}, id(cropped): {"crop": [10, 0, 200, 100]}}
+    there = [{**row, **changed.get(id(row), {})} for row in rows if row is not gone]
+    (decided / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in there))
+    back = [*words, "--prepare.folder", str(run), "--only", "filter"]
+    away = [*back, "--filter.min_sharpness", str((blurred["measures"]["sharpness"] + gone["measures"]["sharpness"]) / 2)]
+
+    def kept() -> list[tuple]:
+        lines = (json.loads(line) for line in (run / "clips.jsonl").read_text().splitlines())
+        return [(row["file_name"], row["start"], row["crop"]) for row in lines]
+
+    wanted = [(row["file_name"], row["start"], row["crop"]) for row in there if row["refused"] is None]
+    shutil.copytree(decided, run)
+    assert ended(start(away, tmp_path / "log", watch=Watch(run, tmp_path / "count"))) == 0
+    assert len(kept()) == 1, "the limit refuses one of the two that a person wants"
+    for kill_at in range(1, int((tmp_path / "count").read_text()) + 1, 3):
+        shutil.rmtree(run)
+        shutil.copytree(decided, run)
+        assert ended(start(away, tmp_path / "log", watch=Watch(run, tmp_path / "count", kill_at))) == -signal.SIGKILL
+        assert ended(start(back, tmp_path / "log")) == 0
+        assert kept() == wanted, kill_at
+
+
+def test_a_kill_while_captions_are_taken_over_leaves_a_correction_a_correction(films, tmp_path):
+    """Between table and sheet too: what the sheet calls known by then, no later run would write over a caption again."""
+    folder, words = films
+    run, written = folder / "corrected", tmp_path / "written"
+    caption = ["caption", *words[1:], "--prepare.folder", str(run)]
+
+    def sheet() -> list[dict]:
+        return [json.loads(line) for line in (run / "captions.jsonl").read_text().splitlines()]
+
+    def correct(text: str) -> None:
+        first, *others = sheet()
+        lines = [{**first, "text": text}, *others]
+        (run / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def texts() -> list[str]:
+        return [json.loads(line)["text"] for line in (run / "clips.jsonl").read_text().splitlines()]
+
+    shutil.copytree(folder / "prepared", run)
+    correct("What was written first.")
+    assert ended(start(caption, tmp_path / "log")) == 0, (tmp_path / "log").read_text()
+    assert "What was written first." in texts()
+    correct("A correction.")
+    shutil.copytree(run, written)
+    assert ended(start(caption, tmp_path / "log", watch=Watch(run, tmp_path / "count"))) == 0
+    wanted, known = texts(), sheet()
+    assert "A correction." in wanted
+    between = 0
+    for kill_at in range(1, int((tmp_path / "count").read_text()) + 1):
+        shutil.rmtree(run)
+        shutil.copytree(written, run)
+        assert ended(start(caption, tmp_path / "log", watch=Watch(run, tmp_path / "count", kill_at))) == -signal.SIGKILL
+        between += texts() == wanted and sheet() != known
+        assert ended(start(caption, tmp_path / "log")) == 0
+        assert (texts(), sheet()) == (wanted, known), kill_at
+    assert between, "no kill came between the table and the sheet"
+
+
+def test_a_killed_export_and_the_same_command_again_lose_nothing_and_double_nothing(films, tmp_path):
+    folder, words = films
+    data = ("--data.clips", str(folder / "prepared" / "clips.jsonl"), "--data.buckets", "[37x160x288]")
+    export = ["export", *words[1:], *data, "--encode.read_ahead", "1"]
+
+    def exported(into: Path) -> dict[str, bytes]:
+        return {path.relative_to(into).as_posix(): path.read_bytes() for path in into.rglob("*") if path.is_file()}
+
+    whole, run = tmp_path / "whole" / "set", tmp_path / "killed" / "set"  # the card has the folder's name
+    assert ended(start([*export, str(whole)], tmp_path / "log", watch=Watch(whole, tmp_path / "count"))) == 0, (
+        tmp_path / "log"
+    ).read_text()
+    wanted = exported(whole)
+    assert len([name for name in wanted if name.startswith("clips/")]) == 2
+    for kill_at in range(1, int((tmp_path / "count").read_text()) + 1):
+        shutil.rmtree(run, ignore_errors=True)
+        killed = ended(start([*export, str(run)], tmp_path / "log", watch=Watch(run, tmp_path / "count", kill_at)))
+        assert killed == -signal.SIGKILL, kill_at
+        assert ended(start([*export, str(run)], tmp_path / "log")) == 0, (kill_at, (tmp_path / "log").read_text()[-600:])
+        assert exported(run) == wanted, kill_at

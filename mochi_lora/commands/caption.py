@@ -21,7 +21,7 @@ from mochi_lora.curation.caption_table import key_of, list_captionable, store_ca
 from mochi_lora.curation.caption_text import INSTRUCTION, INSTRUCTION_FOR_PICTURES
 from mochi_lora.curation.captioner import Answer, Captioner, Look, load_captioner, look_at
 from mochi_lora.curation.manifest import KEPT, name_in_table
-from mochi_lora.data.sources import ClipSource
+from mochi_lora.data.sources import ClipSource, Rejection
 from mochi_lora.engine.plan import resolve_device
 from mochi_lora.errors import UserError
 from mochi_lora.files import digest_of, only_one
@@ -42,6 +42,7 @@ class _Work:
     sheet_path: Path
     rules: Rules
     clips: list[ClipSource]
+    unreadable: list[Rejection]  # clips whose captions cannot be read
     sheet: dict[Key, Line]
     answers: int = 0
     shortened: list[str] = field(default_factory=list)
@@ -52,22 +53,23 @@ class _Work:
 def run(config: Config, *, clips: Path | None = None) -> int:
     """Caption `clips`, or those of `caption.clips`, by default the table that `prepare` wrote; returns how many have none now.
 
-    Raises UserError if none could be captioned.
+    Without a model the sheet gets a line to fill in for each of those. Raises UserError if a model captioned none, and, with
+    all others seen to, if one has a caption that cannot be read.
     """
     settings, folder = config.caption, config.prepare.folder
     target = clips or settings.clips or folder / KEPT
     if target == folder / KEPT and not target.is_file():
         raise UserError(f"{target}: not there yet; run mochi-lora prepare first, or name a folder or table in caption.clips")
     with only_one(folder / SHEET, "captioning"):
-        found_clips, sheet = list_captionable(target), read_sheet(folder / SHEET)
-        if not found_clips:
+        (found_clips, unreadable), sheet = list_captionable(target), read_sheet(folder / SHEET)
+        if not found_clips and not unreadable:
             raise UserError(f"caption.clips: no clips in {target}; expected a folder of clips or a .jsonl table of them")
-        work = _Work(settings, target, folder / SHEET, Rules.of(config), found_clips, sheet)
+        work = _Work(settings, target, folder / SHEET, Rules.of(config), found_clips, unreadable, sheet)
         if settings.model is not None:
             found = fetch(settings.model, "captions (caption.model)", instead=_INSTEAD)
             _ask(work, found, resolve_device(config.engine.device))
         _settle(work)
-    captionable = list_captionable(target)
+    captionable, _ = list_captionable(target)
     _report(work, captionable)
     return sum(not clip.caption for clip in captionable)
 
@@ -102,7 +104,7 @@ def _digest_of_question(settings: CaptionConfig, found: Pretrained) -> str:
 
 
 def _is_due(clip: ClipSource, line: Line | None, asked: str, *, overwrite: bool) -> bool:
-    if line is None:
+    if line is None or line.waiting:
         return overwrite or not clip.caption
     if line.edited or line.corrected or line.asked == asked:
         return False
@@ -173,13 +175,15 @@ def _settle(work: _Work) -> None:
         key = key_of(clip)
         line = sheet.get(key)
         if line is None:
+            if work.settings.model is None and not clip.caption:
+                sheet[key] = _to_fill_in(clip, work.sheet_path.parent)
             continue
         if line.corrected:
             work.corrected += 1
             captions[key] = line.text.strip()
             sheet[key] = line.taken_over(len(work.rules.tokens(line.text).ids))
             continue
-        ours = work.settings.overwrite and not line.edited
+        ours = work.settings.overwrite and not (line.edited or line.waiting)
         if ours:  # the same answer under today's trigger and rules
             sheet[key] = line = _rewritten(line, work.rules)
         if line.text and (ours or not clip.caption):
@@ -188,6 +192,11 @@ def _settle(work: _Work) -> None:
     if sheet != work.sheet:
         write_sheet(work.sheet_path, sheet)
         work.sheet = sheet
+
+
+def _to_fill_in(clip: ClipSource, folder: Path) -> Line:
+    name = name_in_table(clip.path, folder)
+    return Line(file_name=name, start=clip.start, end=clip.end, text="", written=text_digest(""))
 
 
 def _rewritten(line: Line, rules: Rules) -> Line:
@@ -199,13 +208,14 @@ def _report(work: _Work, clips: Sequence[ClipSource]) -> None:
     """What became of the clips, which captions need a person, and where they are."""
     lines = {key: line for clip in clips if (line := work.sheet.get(key := key_of(clip)))}
     captioned = [clip for clip in clips if clip.caption]
+    count = len(clips) + len(work.unreadable)
     own = [clip for clip in captioned if key_of(clip) not in lines or lines[key_of(clip)].text.strip() != clip.caption]
     trigger = work.rules.trigger
     uncalled = [clip.name for clip in captioned if trigger.words and not trigger.called_in(clip.caption)]
     long = [clip.name for clip in captioned if work.rules.tokens(clip.caption).truncated]
     answered = f"in captions.jsonl: {work.answers} written now, {work.corrected} corrected by hand and taken over now"
     rows = [
-        ("with a caption", len(captioned), f"of {len(clips)} clips"),
+        ("with a caption", len(captioned), f"of {count} clips"),
         ("of these from the sheet", len(captioned) - len(own), answered),
         ("of these kept as they were", len(own), ""),
         (f"shortened to {TEXT_TOKENS} tokens", len(work.shortened), ", ".join(work.shortened)),
@@ -214,12 +224,22 @@ def _report(work: _Work, clips: Sequence[ClipSource]) -> None:
     ]
     print_table("captions", ("", "count", ""), [row for row in rows if row[1] or row is rows[0]])
     unusable = [(clip.name, lines[key].refused) for clip in clips if (key := key_of(clip)) in lines and lines[key].refused]
-    refused = [*work.failed, *unusable]
+    refused = [*work.failed, *unusable, *((item.name, item.reason) for item in work.unreadable)]
     if refused:
         print_table("no caption", ("clip", "reason"), refused)
     if work.sheet_path.is_file():
         console.print(f"sheet    {work.sheet_path}   (correct the column text, then run this again)", markup=False)
-    if not captioned:
-        told = "the table above says why for each" if refused else "caption.model is null and the sheet has none either"
+    if work.settings.model is None and len(captioned) < len(clips):
+        waiting = len(clips) - len(captioned)
+        told = "1 clip waits for its caption" if waiting == 1 else f"{waiting} clips wait for their captions"
+        console.print(f"by hand  {told} in the sheet; mochi-lora sheet shows what is in them", markup=False)
+    elif not captioned:
+        told = "the table above says why for each" if refused else "the sheet has none either"
         raise UserError(f"{work.target}: no clip has a caption; {told}")
     console.print(f"captions {work.target}", markup=False)
+    if work.unreadable:
+        has = "has a caption file" if len(work.unreadable) == 1 else "have caption files"
+        raise UserError(
+            f"{work.target}: {len(work.unreadable)} of {count} clips {has} that cannot be read, which the table above names; "
+            "save each as UTF-8 or delete it, and run this again; the other clips have been seen to"
+        )

@@ -97,7 +97,9 @@ def run(config: Config, folder: Path) -> None:
 def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; name a folder to export into")
-    foreign = sorted({entry.name for entry in folder.iterdir()} - _OURS) if folder.exists() else []
+    names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    ours = {name for name in names if name.partition(".tmp-")[0] in _OURS}  # what a kill left half written, too
+    foreign = sorted(names - ours)
     if foreign:
         raise UserError(f"{folder}: holds {foreign[0]}, which is not of an export; name a new folder")
 

@@ -1,14 +1,18 @@
 """`mochi-lora prepare`: raw footage to a table of clips. Survey, split, filter, caption; each can be stopped and run again."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from mochi_lora.commands.prepare_tables import Source, print_distributions, print_footage
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table, progress_bar
+from mochi_lora.curation.by_hand import Decision, count_out, read_decisions, with_decisions, write_decisions, write_kept
+from mochi_lora.curation.caption_sheet import SHEET
 from mochi_lora.curation.filters import count_reasons, distribution_row, filter_clips
 from mochi_lora.curation.footage import Progress, Refused, Surveyed, list_footage, survey_footage
 from mochi_lora.curation.manifest import (
+    BY_HAND,
     DISTRIBUTIONS,
     FOOTAGE,
     KEPT,
@@ -16,6 +20,7 @@ from mochi_lora.curation.manifest import (
     SPLIT,
     TEXTS,
     Clip,
+    Key,
     read_clips,
     read_texts,
     with_texts,
@@ -65,6 +70,9 @@ def _caption(config: Config, to_encode: list[str] | None, *, encode: bool, calle
     missing = caption.run(config, clips=table)
     if to_encode is None:
         console.print(f"next     {_ADD_TO_MIX.format(table)}; then mochi-lora encode", markup=False)
+        return
+    if missing and config.caption.model is None and not encode:
+        called.say_next("caption", f"(once {config.prepare.folder / SHEET} has their captions)")
         return
     called = called.also(to_encode)
     if not encode:
@@ -141,14 +149,15 @@ def _clips_of(config: Config, path: Path, outcome: Surveyed | Refused, folder: P
 
 def _filter(config: Config, folder: Path) -> None:
     clips = read_clips(folder / SPLIT, "mochi-lora prepare")
-    texts = read_texts(folder)
+    texts, decisions = read_texts(folder), read_decisions(folder)
     filtered = filter_clips(with_texts(clips, texts), config.filter)
-    judged, seen = filtered.clips, filtered.distributions
+    judged, seen = with_decisions(filtered.clips, decisions), filtered.distributions
     kept = [clip for clip in judged if clip.refused is None]
     write_texts(folder, texts)
+    write_decisions(folder, decisions)
     write_json(folder / DISTRIBUTIONS, [distribution_row(one) for one in seen])
     write_table(folder / REFUSED, (clip.to_row() for clip in judged if clip.refused is not None))
-    write_table(folder / KEPT, (clip.to_row() for clip in kept))
+    write_kept(folder, kept)
     bars = sum("letterbox" in clip.flags for clip in kept)
     told = "their crop is in the table" if config.filter.crop_bars else "kept whole: filter.crop_bars is false"
     rows: list[tuple[str, int, str]] = [("kept", len(kept), f"{sum(clip.end - clip.start for clip in kept):.1f} s")]
@@ -158,6 +167,7 @@ def _filter(config: Config, folder: Path) -> None:
     print_distributions(seen)
     for name, path in (("kept", KEPT), ("refused", REFUSED), ("limits", DISTRIBUTIONS)):
         console.print(f"{name:<8} {folder / path}", markup=False)
+    _tell_decisions(folder, judged, decisions)
     if lost := without_clip(texts, judged):
         console.print(
             f"captions of {len(lost)} clips that are no more (split anew, or their video is gone): {folder / TEXTS} has them, "
@@ -168,3 +178,14 @@ def _filter(config: Config, folder: Path) -> None:
     if not kept:
         message = f"{folder / SPLIT}: no clip passes the limits; the table above shows what each was cut from: change filter.*"
         raise UserError(message)
+
+
+def _tell_decisions(folder: Path, clips: Sequence[Clip], decisions: Mapping[Key, Decision]) -> None:
+    """What is out because a person wants it so, and how it comes back."""
+    out = count_out(clips, decisions)
+    if out:
+        console.print(
+            f"by hand  {'1 clip is' if out == 1 else f'{out} clips are'} out, {folder / BY_HAND} has them: delete a line there "
+            "and run mochi-lora prepare --only filter, and its clip is back",
+            markup=False,
+        )

@@ -1,12 +1,13 @@
 """`mochi-lora sheet`: the data set as one page to look at, before any GPU time. Loads no model but T5's tokenizer."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
-from mochi_lora.commands.encode_plan import Planned, plan_everything
+from mochi_lora.commands.encode_plan import Planned, Refused, plan_everything
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console, print_table, progress_bar
 from mochi_lora.data.ahead import begun_ahead, threads_to_read
@@ -28,9 +29,11 @@ from mochi_lora.report.dataset_rows import (
     left_out_before,
     marked,
     read_notes,
+    uncaptioned,
 )
-from mochi_lora.report.dataset_strips import strip
+from mochi_lora.report.dataset_strips import strip, strip_of_source
 
+Item = TypeVar("Item")
 NAME = "dataset.html"
 MOST_STRIPS = 240  # clips whose frames go into the page, some 20 kB each: a browser opens 5 MB at once
 
@@ -46,13 +49,18 @@ def run(config: Config, *, output: Path | None = None, most_strips: int = MOST_S
         raise UserError(f"{where_of(config.data)}: there is nothing to show")
     tokenizer, not_counted = _tokenizer(config)
     rows = marked(_rows(config, plans, tokenizer), Limits(config.encode.unknown_token_limit, config.filter.min_motion))
-    rows = _with_strips(rows, most_strips, threads_to_read(config.encode.read_ahead))
+    ahead = threads_to_read(config.encode.read_ahead)
+    left_out = _left_out(refused)
+    lost = [*left_out, *before]
+    for_lost = min(sum(one.source is not None for one in lost), max(most_strips - len(rows), most_strips // 2))
+    rows = _with_strips(rows, most_strips - for_lost, ahead)
+    lost = _lost_with_strips(lost, for_lost, ahead)
     sheet = Sheet(
         title=", ".join(str(part.clips) for part in parts),
         model=config.model.base,
         rows=rows,
-        left_out=[LeftOut(lost.name, lost.reason) for _, lost in refused],
-        left_out_before=before,
+        left_out=lost[: len(left_out)],
+        left_out_before=lost[len(left_out) :],
         parts=_parts(parts, rows) if config.data.mix else (),
         validates=config.data.validation_fraction > 0,
         least_motion=config.filter.min_motion,
@@ -116,22 +124,54 @@ def _with_strips(rows: Sequence[ClipRow], most: int, ahead: int) -> list[ClipRow
     room = min(most - len(first), len(others))
     chosen = sorted([*first, *(others[turn * len(others) // room] for turn in range(room))])
     shown = list(rows)
-    files = KnownFiles()
-    with (
-        progress_bar() as bar,
-        closing(
-            begun_ahead(lambda row: strip(row.plan, files(row.plan.source.path).info), [rows[at] for at in chosen], ahead)
-        ) as ready,
-    ):
-        task = bar.add_task("frames", total=len(chosen))
-        for place, wait in zip(chosen, ready, strict=True):
-            row = rows[place]
-            try:
-                shown[place] = replace(row, strip=wait())
-            except ClipError as error:
-                shown[place] = replace(row, unreadable=str(error), marks=(UNREADABLE, *row.marks))
-            bar.update(task, advance=1)
+    for place, found in zip(chosen, _each(_strip_of_row, [rows[at] for at in chosen], ahead), strict=True):
+        row = rows[place]
+        if isinstance(found, ClipError):
+            shown[place] = replace(row, unreadable=str(found), marks=(UNREADABLE, *row.marks))
+        else:
+            shown[place] = replace(row, strip=found)
     return shown
+
+
+def _strip_of_row(row: ClipRow, files: KnownFiles) -> str:
+    return strip(row.plan, files(row.plan.source.path).info)
+
+
+def _lost_with_strips(lost: Sequence[LeftOut], most: int, ahead: int) -> list[LeftOut]:
+    """`lost` with frames for the first `most` that can be looked at."""
+    chosen = [place for place, one in enumerate(lost) if one.source is not None][:most]
+    shown = list(lost)
+    for place, found in zip(chosen, _each(_strip_of_lost, [lost[at] for at in chosen], ahead), strict=True):
+        if isinstance(found, ClipError):
+            shown[place] = replace(lost[place], unreadable=str(found))
+        else:
+            shown[place] = replace(lost[place], strip=found)
+    return shown
+
+
+def _strip_of_lost(lost: LeftOut, files: KnownFiles) -> str:
+    assert lost.source is not None
+    return strip_of_source(lost.source, files(lost.source.path).info)
+
+
+def _each(make: Callable[[Item, KnownFiles], str], items: Sequence[Item], ahead: int) -> list[str | ClipError]:
+    """What `make` makes of each, or why it cannot, read ahead by so many threads."""
+    files, found = KnownFiles(), list[str | ClipError]()
+    with progress_bar() as bar, closing(begun_ahead(lambda item: make(item, files), items, ahead)) as ready:
+        task = bar.add_task("frames", total=len(items))
+        for _, wait in zip(items, ready, strict=True):
+            try:
+                found.append(wait())
+            except ClipError as error:
+                found.append(error)
+            bar.update(task, advance=1)
+    return found
+
+
+def _left_out(refused: Sequence[Refused]) -> list[LeftOut]:
+    """What encode would not take; clips that only lack a caption can be looked at, to write one."""
+    to_caption = {part.clips: uncaptioned(part.clips) for part in {part.number: part for part, _ in refused}.values()}
+    return [LeftOut(lost.name, lost.reason, to_caption[part.clips].get(lost.name)) for part, lost in refused]
 
 
 def _parts(parts: Sequence[Part], rows: Sequence[ClipRow]) -> list[PartTold]:

@@ -1,5 +1,6 @@
 """captions.jsonl: what the model said of each clip, for a person to correct. Sole owner of its columns.
 
+Without a model the clips that have no caption get empty lines to fill in; one that stays empty says nothing.
 Lines are appended, each with one write, so that a kill loses at most the clips being asked about. A person changes `text`
 in any editor; a line whose text is no longer the one written last is a correction, `edited` set or not. Corrections are
 taken over once, win over everything, and are never written again by us.
@@ -42,6 +43,11 @@ class Line:
     def corrected(self) -> bool:
         """Whether a person has changed the text since."""
         return self.written != text_digest(self.text)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it was laid out for a person, who has not written anything yet; no model was asked."""
+        return not (self.asked or self.edited or self.corrected)
 
     def key(self, folder: Path) -> Key:
         """The clip, for a sheet in `folder`."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from mochi_lora.curation.caption_sheet import Key
 from mochi_lora.data.media import MEDIA_SUFFIXES
-from mochi_lora.data.sources import ClipSource, caption_beside
-from mochi_lora.errors import UserError
+from mochi_lora.data.sources import ClipSource, Found, Rejection, caption_beside
+from mochi_lora.errors import ClipError, UserError
 from mochi_lora.files import write_text
 
 _ACCEPTED = "expected a folder of clips, or a .jsonl table with a column file_name"
@@ -20,17 +20,29 @@ def key_of(clip: ClipSource) -> Key:
     return (clip.path.resolve(), clip.start, clip.end)
 
 
-def list_captionable(clips: Path) -> list[ClipSource]:
-    """Every clip of a folder or table, without those refused by the filter. Raises UserError where it is neither."""
+def list_captionable(clips: Path) -> Found:
+    """Every clip of a folder or table, without those refused by the filter, and those whose caption cannot be read.
+
+    Raises UserError where it is neither folder nor table.
+    """
     table = _table_of(clips)
     if table is None:
-        return [
-            ClipSource(path, caption_beside(path) or "")
-            for path in sorted(clips.rglob("*"))
-            if path.suffix.lower() in MEDIA_SUFFIXES and path.is_file() and not _hidden(path, clips)
-        ]
+        return _in_folder(clips)
     found = [_from_row(row, table, number) for number, row in _rows(table) if not row.get("refused")]
-    return sorted(found, key=lambda clip: (clip.path, clip.start))  # a file's clips together: one look into it
+    return sorted(found, key=lambda clip: (clip.path, clip.start)), []  # a file's clips together: one look into it
+
+
+def _in_folder(clips: Path) -> Found:
+    found: list[ClipSource] = []
+    unreadable: list[Rejection] = []
+    for path in sorted(clips.rglob("*")):
+        if path.suffix.lower() not in MEDIA_SUFFIXES or not path.is_file() or _hidden(path, clips):
+            continue
+        try:
+            found.append(ClipSource(path, caption_beside(path) or ""))
+        except ClipError as error:  # it may hold a person's words: never captioned over
+            unreadable.append(Rejection(str(path), str(error)))
+    return found, unreadable
 
 
 def store_captions(clips: Path, captions: Mapping[Key, str]) -> None:

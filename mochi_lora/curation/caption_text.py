@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mochi_lora.data.trigger import calls
+
 INSTRUCTION = (
     "Write the caption that a text-to-video model needs to make exactly this clip: one dense paragraph of 60 to 120 English "
     "words in the present tense. Name the main subject and how it looks, what it does and how it moves from the first frame "
@@ -79,8 +81,8 @@ class Trigger:
         return f"{self.words}, {found[0].lower() + found[1:] if _LOWERED.fullmatch(first) else found}"
 
     def called_in(self, caption: str) -> bool:
-        """Whether `caption` holds the trigger as whole words, in any case."""
-        return bool(re.search(rf"(?<!\w){re.escape(self.words)}(?!\w)", caption, re.IGNORECASE))
+        """Whether `caption` holds the trigger, if there is one."""
+        return calls(caption, self.words)
 
 
 def tidy(raw: str, *, finished: bool = True) -> str:

@@ -10,7 +10,7 @@ from mochi_lora.curation.bars import find_bars
 from mochi_lora.curation.shots import Shot, black_frames
 from mochi_lora.curation.survey import Survey
 
-INSTANTS = 8  # picture hashes kept of each clip, evenly spaced over it
+HASH_SECONDS = 0.125  # between a clip's picture hashes: by time, so that two clips can be shifted against each other
 _SAME_TIME = 1e-6  # seconds
 
 
@@ -49,7 +49,6 @@ def measure_clip(survey: Survey, shot: Shot, start: float, end: float, black: fl
     assert first < stop, (start, end)
     frames = slice(first, stop)
     looks = _looks(survey, shot, first, stop)
-    instants = np.linspace(first, stop - 1, INSTANTS).round().astype(int)
     inner = survey.swing[first + 1 : stop - 1]  # its first and last value look across the clip's borders
     return ClipMeasures(
         black=float(black_frames(survey, black)[frames].mean()),
@@ -61,8 +60,17 @@ def measure_clip(survey: Survey, shot: Shot, start: float, end: float, black: fl
         bars=find_bars(survey, shot.first, shot.stop),
         width=survey.width,
         height=survey.height,
-        hashes=tuple(f"{int(value):016x}" for value in survey.hashes[instants]),
+        hashes=tuple(f"{int(value):016x}" for value in survey.hashes[_instants(survey, first, stop)]),
     )
+
+
+def _instants(survey: Survey, first: int, stop: int) -> np.ndarray:
+    """Frames of [first, stop) nearest to every `HASH_SECONDS` from its first."""
+    times = survey.times[first:stop]
+    wanted = np.arange(times[0], times[-1] + _SAME_TIME, HASH_SECONDS)
+    after = np.searchsorted(times, wanted).clip(1 if len(times) > 1 else 0, len(times) - 1)
+    before = (after - 1).clip(0)
+    return first + np.where(wanted - times[before] < times[after] - wanted, before, after)
 
 
 def _looks(survey: Survey, shot: Shot, first: int, stop: int) -> np.ndarray:

@@ -6,6 +6,8 @@ texts.jsonl     every caption there was when the filter ran last, of clips that 
 refused.jsonl   what it did not keep, each with its reason
 footage.jsonl   what became of each source: shots, clips, or why it cannot be used
 filter.json     what each limit was cut from
+written.jsonl   the clips of clips.jsonl as the filter wrote them last: what differs there is a person's work (see `by_hand`)
+by_hand.jsonl   what people decided in clips.jsonl: clips that are out, crops of their own
 """
 
 import json
@@ -21,6 +23,7 @@ from mochi_lora.files import write_text
 
 SPLIT, KEPT, REFUSED, TEXTS = "split.jsonl", "clips.jsonl", "refused.jsonl", "texts.jsonl"
 FOOTAGE, DISTRIBUTIONS = "footage.jsonl", "filter.json"
+WRITTEN, BY_HAND = "written.jsonl", "by_hand.jsonl"
 
 Key = tuple[str, float, float]  # file_name, start, end
 
@@ -116,19 +119,29 @@ def read_texts(folder: Path) -> dict[Key, str]:
 
 
 def _texts_of(table: Path) -> dict[Key, str]:
-    texts: dict[Key, str] = {}
+    return {key: row.get("text") or "" for key, (_, row) in keyed_rows(table).items()}
+
+
+def keyed_rows(table: Path) -> dict[Key, tuple[int, dict[str, Any]]]:
+    """(number of the line, row) by `Clip.key`, of a table that people may have changed; nothing where there is none.
+
+    Raises DamagedFileError naming the line that cannot be read.
+    """
+    rows: dict[Key, tuple[int, dict[str, Any]]] = {}
     if not table.is_file():
-        return texts
+        return rows
     for number, line in enumerate(table.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            texts[row["file_name"], float(row["start"]), float(row["end"])] = row.get("text") or ""
+            rows[row["file_name"], float(row["start"]), float(row["end"])] = (number, row)
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            message = f"{table}:{number}: cannot be read ({error}), and may hold a caption; mend the line or move the file away"
+            message = (
+                f"{table}:{number}: cannot be read ({error}), and may hold a person's work; mend the line or move the file away"
+            )
             raise DamagedFileError(message) from error
-    return texts
+    return rows
 
 
 def write_texts(folder: Path, texts: Mapping[Key, str]) -> None:

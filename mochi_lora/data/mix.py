@@ -16,6 +16,7 @@ from mochi_lora.config.schema import DataConfig
 from mochi_lora.data.clip_plan import Shapes
 from mochi_lora.data.plan import Pool
 from mochi_lora.data.sources import ClipSource, Found, list_sources
+from mochi_lora.data.trigger import calls
 from mochi_lora.errors import UserError
 from mochi_lora.spec import Bucket
 
@@ -63,7 +64,7 @@ def where_of(data: DataConfig) -> str:
 
 
 def list_part(part: Part, data: DataConfig) -> Found:
-    """`list_sources` of one part, its trigger put before the captions that do not hold it (compared without case)."""
+    """`list_sources` of one part, its trigger put before the captions that do not call it."""
     try:
         sources, rejections = list_sources(part.clips)
     except UserError as error:
@@ -74,7 +75,7 @@ def list_part(part: Part, data: DataConfig) -> Found:
 
 
 def _triggered(source: ClipSource, trigger: str) -> ClipSource:
-    if not trigger or trigger.casefold() in source.caption.casefold():
+    if calls(source.caption, trigger):
         return source
     return replace(source, caption=f"{trigger}, {source.caption}")
 

@@ -1,16 +1,17 @@
 """What the sheet of a data set says of each clip: its plan, its caption, what its table notes, and what stands out."""
 
 import json
-import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mochi_lora.curation.manifest import FOOTAGE, KEPT, REFUSED, read_clips
+from mochi_lora.curation.caption_table import list_captionable
+from mochi_lora.curation.manifest import FOOTAGE, KEPT, REFUSED, Clip, read_clips
 from mochi_lora.data.clip_plan import ClipPlan
 from mochi_lora.data.sources import ClipSource
+from mochi_lora.data.trigger import called_parts, calls
 from mochi_lora.errors import DamagedFileError
 
 NO_TRIGGER = "without the trigger"
@@ -22,6 +23,9 @@ UNREADABLE = "cannot be read"
 FILTER_REFUSED = "refused by the filter"
 TRIMMED = "trimmed"
 _STILL_BESIDE_OTHERS = 0.2  # of the median motion of the data set
+# Of a folder that says more than its files do.
+_TABLES = ("metadata.csv", "metadata.jsonl", "dataset_info.json", "dataset_dict.json")
+_EDGES = 4  # of a crop
 _NOT_SHOWN = ("width", "height")  # of a table's measures; the plan says them
 
 Key = tuple[Path, float, float | None]  # absolute path, start, end
@@ -76,11 +80,7 @@ class ClipRow:
     @property
     def caption_parts(self) -> list[tuple[str, bool]]:
         """The caption in pieces, each with whether it is the trigger."""
-        text = self.plan.source.caption
-        if not self.trigger:
-            return [(text, False)]
-        pieces = re.split(f"({re.escape(self.trigger)})", text, flags=re.IGNORECASE)
-        return [(piece, place % 2 == 1) for place, piece in enumerate(pieces) if piece]
+        return called_parts(self.plan.source.caption, self.trigger)
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,9 @@ class LeftOut:
 
     name: str
     reason: str
+    source: ClipSource | None = None  # what a person could still decide about, to be looked at
+    strip: str = ""  # as that of a row
+    unreadable: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,20 +112,34 @@ def read_notes(clips: Path) -> dict[Key, Note]:
 
     Lines that `data.sources` refuses are passed over: it names them.
     """
+    return {key_of(source): _note(row) for _, source, row in _rows_of(clips)}
+
+
+def uncaptioned(clips: Path) -> dict[str, ClipSource]:
+    """Clips that have no caption yet, of a folder or JSONL table, by the name under which `data.sources` leaves them out."""
+    if clips.is_dir() and not any((clips / name).exists() for name in _TABLES):
+        return {str(clip.path): clip for clip in list_captionable(clips)[0] if not clip.caption}
+    return {name: source for name, source, _ in _rows_of(clips) if not source.caption and source.path.is_file()}
+
+
+def _rows_of(clips: Path) -> Iterator[tuple[str, ClipSource, Mapping[str, object]]]:
     table = clips / "metadata.jsonl" if clips.is_dir() else clips
     if table.suffix.lower() != ".jsonl" or not table.is_file():
-        return {}
-    notes = {}
-    for line in table.read_text(encoding="utf-8-sig").split("\n"):
+        return
+    for number, line in enumerate(table.read_text(encoding="utf-8-sig").split("\n"), start=1):
         try:
             row = json.loads(line)
-            path = (table.parent / row["file_name"].strip()).resolve()
-            end = row.get("end")
-            key = (path, float(row.get("start") or 0.0), None if end in (None, "") else float(end))
+            path, end, crop = table.parent / row["file_name"].strip(), row.get("end"), row.get("crop")
+            source = ClipSource(
+                path,
+                str(row.get("text") or "").strip(),
+                float(row.get("start") or 0.0),
+                None if end in (None, "") else float(end),
+                (crop[0], crop[1], crop[2], crop[3]) if isinstance(crop, list) and len(crop) == _EDGES else None,
+            )
         except (json.JSONDecodeError, TypeError, ValueError, KeyError, AttributeError):
             continue
-        notes[key] = _note(row)
-    return notes
+        yield f"{table.parent / row['file_name']} ({table}:{number})", source, row
 
 
 def _note(row: Mapping[str, object]) -> Note:
@@ -145,7 +162,12 @@ def left_out_before(clips: Path) -> list[LeftOut]:
         return []
     refused = clips.with_name(REFUSED)
     filtered = read_clips(refused, "mochi-lora prepare --only filter") if refused.is_file() else []
-    return [*_videos(clips.with_name(FOOTAGE)), *(LeftOut(clip.name, clip.refused or "") for clip in filtered)]
+    return [*_videos(clips.with_name(FOOTAGE)), *(_refused(clip, refused.parent) for clip in filtered)]
+
+
+def _refused(clip: Clip, folder: Path) -> LeftOut:
+    source = ClipSource(folder / clip.file_name, clip.text, clip.start, clip.end, clip.crop)
+    return LeftOut(clip.name, clip.refused or "", source)
 
 
 def _videos(path: Path) -> Iterable[LeftOut]:
@@ -175,7 +197,7 @@ def marked(rows: Sequence[ClipRow], limits: Limits) -> list[ClipRow]:
     for row in rows:
         counted = row.counted or Counted(0, truncated=False, unknown_share=0.0)
         asked = (
-            (NO_TRIGGER, bool(row.trigger) and row.trigger.casefold() not in row.plan.source.caption.casefold()),
+            (NO_TRIGGER, not calls(row.plan.source.caption, row.trigger)),
             (SAME_CAPTION, captions[_plain(row)] > 1),
             (CUT_CAPTION, counted.truncated),
             (UNKNOWN_WORDS, counted.unknown_share > limits.unknown_share),
