@@ -5,8 +5,9 @@ import json
 import pytest
 
 from mochi_lora.config.schema import EvaluationConfig
+from mochi_lora.data.trigger import calls
 from mochi_lora.errors import UserError
-from mochi_lora.evaluation.prompts import UNRELATED, contains_trigger, prompt_sets, without_trigger
+from mochi_lora.evaluation.prompts import UNRELATED, prompt_sets, without_trigger
 
 FOX, BOAT = "chalk style, a fox", "a boat on a lake, chalk style"
 
@@ -45,7 +46,7 @@ def test_what_is_left_without_the_trigger_reads_as_if_it_had_never_been_there(pr
 
 def test_a_trigger_with_signs_is_taken_literally():
     assert without_trigger("a <v*> fox", "<v*>") == "a fox"
-    assert not contains_trigger("a v fox", "v.")
+    assert not calls("a v fox", "v.")
     assert without_trigger("a fox", "") == "a fox"
 
 

@@ -11,11 +11,12 @@ from mochi_lora.console import console, progress_bar
 from mochi_lora.data.index import index_path, read_index
 from mochi_lora.data.mix import list_part, parts_of
 from mochi_lora.data.sources import Found, list_sources
+from mochi_lora.data.trigger import calls
 from mochi_lora.errors import UserError
 from mochi_lora.evaluation.footage import Clip, clips_of
 from mochi_lora.evaluation.grid import Cell, plan, quick_part, thin, training_cells
 from mochi_lora.evaluation.paired import PrimaryAxis
-from mochi_lora.evaluation.prompts import contains_trigger, prompt_sets
+from mochi_lora.evaluation.prompts import prompt_sets
 from mochi_lora.evaluation.statistics import prompts_needed
 from mochi_lora.evaluation.truth import require_drawn
 from mochi_lora.evaluation.videos import from_videos
@@ -169,7 +170,7 @@ def _learnt(config: Config, clips: Sequence[Clip]) -> list[Clip]:
 def _called(training: list[Clip], config: Config) -> list[Clip]:
     """Clips whose captions hold the trigger; those beside them keep the model's own look. All, where captions never say it."""
     trigger = config.evaluation.trigger
-    return [clip for clip in training if trigger.strip() and contains_trigger(clip.caption, trigger)] or training
+    return [clip for clip in training if calls(clip.caption, trigger)] or training
 
 
 def _refuse_other_worlds(config: Config, cells: tuple[Cell, ...], *, made: bool) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mochi_lora.config.requests import PromptLine, read_prompt_lines
 from mochi_lora.config.schema import EvaluationConfig
+from mochi_lora.data.trigger import called, calls
 from mochi_lora.errors import UserError
 from mochi_lora.evaluation.results import PromptSet
 
@@ -43,11 +44,6 @@ class PromptSets:
     unrelated: tuple[EvaluationPrompt, ...]
 
 
-def contains_trigger(prompt: str, trigger: str) -> bool:
-    """Whether `prompt` says the trigger as words of their own; case and the width of blanks do not matter."""
-    return re.search(_words(trigger), prompt, re.IGNORECASE) is not None
-
-
 def without_trigger(prompt: str, trigger: str) -> str:
     """`prompt` as somebody would have written it without the trigger: no stray comma, blank or "in" is left behind.
 
@@ -55,8 +51,9 @@ def without_trigger(prompt: str, trigger: str) -> str:
     """
     if not trigger.strip():
         return prompt
-    at_the_end = re.compile(rf"{_DANGLING}{_words(trigger)}(?=\s*(?:[,.;:!?]|$))", re.IGNORECASE)
-    text = re.sub(_words(trigger), "", at_the_end.sub("", prompt), flags=re.IGNORECASE)
+    words = called(trigger)
+    at_the_end = re.compile(rf"{_DANGLING}{words.pattern}(?=\s*(?:[,.;:!?]|$))", re.IGNORECASE)
+    text = words.sub("", at_the_end.sub("", prompt))
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r"\s+([,.;:!?])", r"\1", text)
     text = re.sub(r"[,.;:]+(?=[,.;:!?])", "", text)  # of neighbours the last one stays
@@ -79,20 +76,16 @@ def prompt_sets(settings: EvaluationConfig) -> PromptSets:
     return PromptSets(trigger, plain, unrelated)
 
 
-def _words(trigger: str) -> str:
-    return r"(?<!\w)" + r"\s+".join(map(re.escape, trigger.split())) + r"(?!\w)"
-
-
 def _require_trigger(trigger: str, asked: Sequence[PromptLine], others: Sequence[PromptLine]) -> None:
     if not any(line.prompt for line in asked):
         raise UserError("no prompt to evaluate: give evaluation.prompts or evaluation.prompts_file, each with the trigger word")
     if not trigger.strip():
         message = "evaluation.trigger is empty: give the word or words that call the adapter, as the captions have them"
         raise UserError(message)
-    if lacking := [line.prompt for line in asked if not contains_trigger(line.prompt, trigger)]:
+    if lacking := [line.prompt for line in asked if not calls(line.prompt, trigger)]:
         message = f"the trigger {trigger!r} is missing in {_named(lacking)}"
         raise UserError(f"{message}; write it as the training captions do, or put the prompt into evaluation.unrelated")
-    if calling := [line.prompt for line in others if contains_trigger(line.prompt, trigger)]:
+    if calling := [line.prompt for line in others if calls(line.prompt, trigger)]:
         message = f"the trigger {trigger!r} is in {_named(calling)} among the unrelated prompts"
         raise UserError(f"{message}; take it out of evaluation.unrelated: they show what the adapter does uncalled")
     if bare := [line.prompt for line in asked if not without_trigger(line.prompt, trigger)]:

@@ -13,10 +13,11 @@ from typing import Any, cast, get_args
 
 from mochi_lora.data.media import VIDEO_SUFFIXES
 from mochi_lora.data.probe import probe
+from mochi_lora.data.trigger import calls
 from mochi_lora.errors import UserError
 from mochi_lora.evaluation.grid import ADAPTER, Cell
 from mochi_lora.evaluation.paired import BASE
-from mochi_lora.evaluation.prompts import contains_trigger, without_trigger
+from mochi_lora.evaluation.prompts import without_trigger
 from mochi_lora.evaluation.results import PromptSet
 from mochi_lora.inference.shots import Shot
 
@@ -48,7 +49,7 @@ def from_videos(folder: Path, trigger: str) -> tuple[Cell, ...]:
     for clip in clips:
         if probe(folder / clip.video).is_image:
             raise UserError(f"{folder / clip.video}: is an image; an evaluation measures videos")
-    contents = {without_trigger(clip.prompt, trigger) for clip in clips if _calls(clip.prompt, trigger)}
+    contents = {without_trigger(clip.prompt, trigger) for clip in clips if calls(clip.prompt, trigger)}
     return tuple(
         Cell(
             prompt_set=clip.prompt_set or _set_of(clip.prompt, trigger, contents),
@@ -61,12 +62,8 @@ def from_videos(folder: Path, trigger: str) -> tuple[Cell, ...]:
     )
 
 
-def _calls(prompt: str, trigger: str) -> bool:
-    return not trigger.strip() or contains_trigger(prompt, trigger)
-
-
 def _set_of(prompt: str, trigger: str, contents: set[str]) -> PromptSet:
-    if _calls(prompt, trigger):
+    if calls(prompt, trigger):
         return "trigger"
     return "plain" if prompt in contents else "unrelated"
 
