@@ -179,6 +179,7 @@ def test_passes_set_by_hand_are_kept_and_their_memory_is_counted():
 def test_the_room_here_is_what_is_free_or_held_unused_or_what_a_cap_leaves(device, place, share, room, monkeypatch):
     """torch takes "cuda" without a number for most figures, but not for the cap: a launch of one process has none."""
     asked = []
+    monkeypatch.setattr(torch.accelerator, "empty_host_cache", lambda: asked.append("page-locked memory is given back"))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     for name, gib in {"mem_get_info": (100, 140), "memory_allocated": 5, "memory_reserved": 8}.items():
         told = tuple(part * 2**30 for part in gib) if isinstance(gib, tuple) else gib * 2**30
@@ -190,4 +191,4 @@ def test_the_room_here_is_what_is_free_or_held_unused_or_what_a_cap_leaves(devic
 
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", fraction)
     assert room_here(torch.device(device)).device == pytest.approx(room)
-    assert asked == [place]
+    assert asked == ["page-locked memory is given back", place]

@@ -131,3 +131,17 @@ def test_a_quantised_base_is_whole_on_the_host_of_each_shard_rank_before_it_is_s
     split = {precision: predict_memory(replace(FULL, precision=precision, shard=8), WORK).host for precision in whole}
     assert split["fp8"] - whole["fp8"] == pytest.approx(sum(split_bytes(MOCHI, "fp8")) / GIB)
     assert split["bf16"] == whole["bf16"]  # mapped from its files
+
+
+def test_where_nothing_is_trained_the_vae_waits_beside_the_transformer():
+    films = Films(CLIP, 64, guided=True, decoding_gib=5.0)
+    work = replace(WORK, adapter=None, films=films)
+    waits = replace(work, films=replace(films, vae_gib=0.9))
+
+    def denoising(plan, work):
+        return dict(predict_memory(plan, work).moments)["denoising videos"]
+
+    assert denoising(FULL, waits) - denoising(FULL, work) == pytest.approx(0.9)
+    turned = replace(FULL, cpu_offload=True)
+    assert denoising(turned, waits) == denoising(turned, work)
+    assert denoising(FULL, replace(waits, adapter=ADAPTER)) == denoising(FULL, replace(work, adapter=ADAPTER))

@@ -3,6 +3,7 @@
 Run with `pytest -m gpu`. Footage is MPEG-TS written and read by PyAV, so that no decoder but that one is needed.
 """
 
+import gc
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from mochi_lora.cli import main
+from mochi_lora.commands import train
 from mochi_lora.engine.attention import attend, check_attention
 from mochi_lora.inference.video import write_mp4
 from mochi_lora.model.tiny import build_tiny
@@ -106,14 +108,23 @@ def test_a_run_resumed_from_its_checkpoint_goes_on_like_one_never_stopped(road, 
         torch.testing.assert_close(resumed[name], tensor, rtol=1e-3, atol=1e-6)
 
 
-def test_a_gpu_that_fills_up_names_the_plan_and_what_makes_it_fit(road, tmp_path, capfd):
-    """The caching allocator's own limit, as a real run meets it in the middle of a step."""
+def test_a_gpu_that_fills_up_names_the_plan_and_what_makes_it_fit(road, tmp_path, capfd, monkeypatch):
+    """The caching allocator's own limit, as a real run meets it in the middle of a step: set once the base is loaded."""
     _, config = road
-    torch.cuda.empty_cache()
-    room = torch.cuda.memory_reserved() + 24 * 2**20  # the tiny model's weights and little else
-    torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(CUDA).total_memory)
+    load = train.load_planned
+
+    def into_a_full_gpu(*given):
+        loaded = load(*given)
+        gc.collect()
+        torch.cuda.empty_cache()
+        room = torch.cuda.memory_reserved() + 24 * 2**20  # of a step's feed-forward layers one or two fit
+        torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(CUDA).total_memory)
+        return loaded
+
+    monkeypatch.setattr(train, "load_planned", into_a_full_gpu)
+    settings = ["--run.folder", str(tmp_path / "run"), "--train.sample_every", "0", "--train.batch_size", "64"]
     try:
-        assert main(["train", "--config", config, "--run.folder", str(tmp_path / "run"), "--train.sample_every", "0"]) == 1
+        assert main(["train", "--config", config, *settings]) == 1
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     told = " ".join(capfd.readouterr().err.split())

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import huggingface_hub
 import numpy as np
@@ -14,6 +15,7 @@ from transformers import CLIPModel
 from mochi_lora.errors import UserError
 from mochi_lora.measures.backbones import load_aligner, load_image_encoder, load_style, load_vision_language_judge
 from mochi_lora.measures.encoders import choose_frames, exactly, unit_rows
+from mochi_lora.measures.pretrained import Pretrained, load_model
 from mochi_lora.measures.video_text import PeAligner
 
 PROMPTS = ("a red ball", "a blue cat runs")
@@ -220,3 +222,11 @@ def test_frames_are_chosen_evenly_with_both_ends(count, wanted, expected):
 def test_a_short_clip_is_stretched_in_order_where_a_network_wants_a_number():
     assert exactly(2, 4) == [0, 0, 1, 1]
     assert exactly(9, 5) == choose_frames(9, 5)
+
+
+def test_a_full_gpu_is_not_told_as_a_network_that_cannot_be_loaded() -> None:
+    def full(*_arguments, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        load_model(full, Pretrained(Path("folder"), "a network", "judging"), "cpu")

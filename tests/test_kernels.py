@@ -277,3 +277,27 @@ def test_a_kernel_whose_gradient_overflows_on_the_runs_shape_is_not_used(monkeyp
     monkeypatch.setitem(kernels._TORCH, "flash", (kernels._flash_forward, overflowing))
     (row,) = measure_kernels(CPU, torch.float32, SHAPE, ("flash",))
     assert row.refused == "its gradients are not finite"
+
+
+@pytest.mark.parametrize("place", ["attention_refusal", "random_tokens"])
+def test_a_full_gpu_is_no_fault_of_the_kernels(place, monkeypatch) -> None:
+    """Memory that is out is a RuntimeError as well; `math`, which needs the most, would be no way out."""
+
+    def full(*_arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(kernel_choice, place, full)
+    monkeypatch.setattr(kernel_choice, "CANDIDATES", ("flash", "math"))
+    assert [row.refused for row in measure_kernels(CPU, torch.float32, SHAPE, ("flash",))] == ["the GPU's memory was out"]
+    kernel_choice._fastest.cache_clear()
+    with pytest.raises(UserError, match="the GPU's memory is too full to try a kernel on"):
+        kernel_choice._fastest(CPU, torch.float32, SHAPE)
+
+
+def test_the_check_of_a_kernel_lets_a_full_gpu_through(monkeypatch) -> None:
+    def full(*_arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("mochi_lora.engine.attention._with_gradients", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        check_attention("flash", CPU, torch.float32, 32)

@@ -13,6 +13,7 @@ from mochi_lora.engine.blocks import _offloaded
 from mochi_lora.engine.checkpoints import run_block
 from mochi_lora.engine.offload import ActivationOffload
 from mochi_lora.engine.transfer import CopyLane, HostMemory
+from mochi_lora.errors import UserError
 
 LEAST = 4000  # bytes; the visual stream of 40 tokens has 30720, the text stream 1920
 GIVEN = streams(40)
@@ -167,3 +168,14 @@ def test_host_memory_wastes_little(monkeypatch) -> None:
         memory.like(tensor)
     assert memory.bytes < 1.2 * 60 * tensor.nbytes
     assert all(arena.numel().bit_count() == 1 for arena in memory._arenas)
+
+
+def test_host_memory_that_cannot_be_page_locked_is_named_with_a_way_out(monkeypatch) -> None:
+    def refuse(*_sizes, **_options):
+        raise RuntimeError("CUDA error: out of memory\nmore")
+
+    monkeypatch.setattr("mochi_lora.engine.transfer.torch.empty", refuse)
+    with pytest.raises(
+        UserError, match=r"0\.5 GiB of host memory could not be page-locked \(CUDA error: out of memory\); lower"
+    ):
+        HostMemory(pinned=True).like(torch.zeros(4))

@@ -126,6 +126,17 @@ def test_on_the_gpu_that_is_here_run_and_video_are_planned_as_their_commands_pla
     assert "as sample plans it: precision bf16, attention flash4" in text
 
 
+def test_a_gpu_that_is_full_while_it_is_looked_at_is_told_and_no_traceback(mochi, capsys, monkeypatch):
+    def full(*_arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(room, "resolve_device", lambda _setting: "cuda")
+    monkeypatch.setattr(room, "resolve_plan", full)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert main(["plan", "--config", str(mochi)]) == 1
+    assert "the GPU's memory is full (CUDA out of memory.)" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize("words", [("--sample.prompts", "[]"), ("--train.sample_every", "0")])
 def test_a_run_without_videos_is_told_what_one_costs_as_well(mochi, capsys, words):

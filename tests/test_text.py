@@ -193,3 +193,14 @@ def test_the_real_t5_tokenizer_gives_t5s_ids(base):
     assert fox.ids == (3, 9, 27610, 3924, 13, 3, 9, 3, 20400, 1180, 1)
     assert fox.unknown_share == 0
     assert chinese.unknown_share == 1
+
+
+def test_a_full_gpu_is_not_told_as_a_damaged_download(base, monkeypatch) -> None:
+    """An int8 T5 is loaded straight onto the GPU."""
+
+    def full(*_arguments, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("mochi_lora.model.text.T5EncoderModel.from_pretrained", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        TextEncoder.load(base, device=torch.device("cpu"), precision="fp32")

@@ -41,7 +41,8 @@ def run(config: Config, request: DemoRequest) -> None:
     for choice in request.adapters:
         load_adapter(choice.path, assume_alpha_is_rank=request.assume_alpha_is_rank)
     adapters = _adapters(config, request.adapters)
-    plan = sampling_plan(config, with_text=True)
+    with out_of_memory_named():
+        plan = sampling_plan(config, with_text=True)
     if plan.cpu_offload and config.encode.text_precision == "int8":
         raise UserError("encode.text_precision int8: such weights cannot be moved to offload them; take bf16, or no offload")
     folder = config.run.folder / "demo"
@@ -51,7 +52,8 @@ def run(config: Config, request: DemoRequest) -> None:
         tempfile.TemporaryDirectory(prefix="mochi-lora-demo-") as served,
     ):
         os.environ["GRADIO_TEMP_DIR"] = served  # Gradio serves copies of videos; these go with the command
-        session = _open_session(config, plan, folder, adapters, assume_alpha_is_rank=request.assume_alpha_is_rank)
+        with out_of_memory_named():
+            session = _open_session(config, plan, folder, adapters, assume_alpha_is_rank=request.assume_alpha_is_rank)
         offer = page.Offer(
             about=_about(config, plan),
             prompt=config.sample.prompts[0] if config.sample.prompts else "",

@@ -43,6 +43,7 @@ from mochi_lora.planning.choice import (
 from mochi_lora.planning.pace import decoding_seconds, mean_seconds, seconds_per_guided_step, seconds_per_pass
 from mochi_lora.planning.resolve import resolve_plan
 from mochi_lora.planning.workload import Films, ModelSize, Workload
+from mochi_lora.runs.processes import out_of_memory_named
 from mochi_lora.runs.workloads import base_or_published, film_work, training_work
 from mochi_lora.spec import Bucket
 from mochi_lora.training.trial import Trial, random_steps, run_trial
@@ -65,7 +66,12 @@ def run(config: Config, request: PlanRequest) -> None:
     if not named and resolve_device(config.engine.device) == "cpu":
         _on_this_cpu(launch, request)
         return
-    elsewhere = named or gpus > torch.cuda.device_count()
+    with out_of_memory_named():
+        _print_all(launch, request, elsewhere=named or gpus > torch.cuda.device_count())
+
+
+def _print_all(launch: Launch, request: PlanRequest, *, elsewhere: bool) -> None:
+    gpus = launch.work.world
     settled, choice = _settled(launch, request, elsewhere=elsewhere)
     price = _price(choice.card, request, gpus)
     _print_choice(settled, choice, price)
@@ -73,7 +79,8 @@ def run(config: Config, request: PlanRequest) -> None:
     if gpus > 1:
         print_layouts(settled, choice, price)
     if request.measure:
-        _print_trial(measured(config, choice.pick.plan, launch.work.bucket), choice.pick, launch.work)
+        trial = measured(launch.config, choice.pick.plan, launch.work.bucket)
+        _print_trial(trial, choice.pick, launch.work)
 
 
 def measured(config: Config, plan: Plan, bucket: Bucket) -> Trial:

@@ -130,6 +130,8 @@ def attention_refusal(attention: Attention, device: torch.device, dtype: torch.d
     inputs = [torch.randn(shape, generator=draw, device=device, dtype=dtype) for _ in range(4)]
     try:
         tried = _with_gradients(inputs, attention)
+    except torch.OutOfMemoryError:  # a RuntimeError that says nothing of the kernel
+        raise
     except RuntimeError as error:
         reason = str(error).partition("\n")[0].partition(". ")[0]  # torch goes on with every backend it knows
         return f"does not run on this {device.type} ({reason})"

@@ -16,6 +16,7 @@ from mochi_lora.errors import UserError
 
 CANDIDATES: tuple[Attention, ...] = ("flash4", "cudnn", "flash", "efficient")  # math would hold all S x S scores
 _REPEATS = 3  # after one that is not counted: it compiles flash4 (about 4 s) and lets cuDNN plan
+_NO_MEMORY = "the GPU's memory was out"
 Shape = tuple[int, int, int, int]  # [samples, tokens, heads, head size]
 
 
@@ -52,6 +53,9 @@ def _fastest(device: torch.device, dtype: torch.dtype, shape: Shape) -> Attentio
     times = measure_kernels(device, dtype, shape, CANDIDATES)
     console.print(f"Attention on {list(shape)} (forward + backward): {', '.join(_in_words(row) for row in times)}")
     best = min(times, key=lambda row: row.total_ms)
+    if all(row.refused == _NO_MEMORY for row in times):
+        message = f"engine.attention: the GPU's memory is too full to try a kernel on {list(shape)} of {dtype}"
+        raise UserError(f"{message}; end what else runs there, or make the batch or the bucket smaller")
     if best.refused is not None:
         message = (
             f"engine.attention: auto found no kernel that runs on {list(shape)} of {dtype} with finite gradients; set it to "
@@ -67,9 +71,10 @@ def measure_kernels(
     """Forward and backward of each candidate on random tokens of `shape`; a kernel that refuses says why in its row."""
     rows = []
     for attention in candidates:
-        reason = flash4.refusal(device) if attention == "flash4" else None
-        reason = reason or attention_refusal(attention, device, dtype, shape[3], shape[2])
-        rows.append(_measured(attention, device, dtype, shape) if reason is None else KernelTime(attention, refused=reason))
+        try:
+            rows.append(_tried(attention, device, dtype, shape))
+        except torch.OutOfMemoryError:
+            rows.append(KernelTime(attention, refused=_NO_MEMORY))
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()  # the weights come next
@@ -94,16 +99,17 @@ def random_tokens(device: torch.device, dtype: torch.dtype, shape: Shape) -> tup
     return [tensor.requires_grad_() for tensor in qkv], grad
 
 
-def _measured(attention: Attention, device: torch.device, dtype: torch.dtype, shape: Shape) -> KernelTime:
+def _tried(attention: Attention, device: torch.device, dtype: torch.dtype, shape: Shape) -> KernelTime:
+    reason = flash4.refusal(device) if attention == "flash4" else None
+    reason = reason or attention_refusal(attention, device, dtype, shape[3], shape[2])
+    if reason is not None:
+        return KernelTime(attention, refused=reason)
     qkv, grad = random_tokens(device, dtype, shape)
     times = []
-    try:
-        for _ in range(1 + _REPEATS):
-            for tensor in qkv:
-                tensor.grad = None
-            times.append(time_attention(attention, qkv, grad))
-    except torch.OutOfMemoryError:
-        return KernelTime(attention, refused="the GPU's memory was out")
+    for _ in range(1 + _REPEATS):
+        for tensor in qkv:
+            tensor.grad = None
+        times.append(time_attention(attention, qkv, grad))
     if not all(tensor.grad is not None and bool(torch.isfinite(tensor.grad).all()) for tensor in qkv):
         return KernelTime(attention, refused="its gradients are not finite")
     forward, backward = (min(column) for column in zip(*times[1:], strict=True))

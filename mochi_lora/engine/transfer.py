@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from mochi_lora.errors import UserError
+
 _ALIGNMENT = 256  # bytes; more than any dtype needs
 _ARENA = 2**29
 
@@ -96,9 +98,19 @@ class HostMemory:
         if self._arena == len(self._arenas):
             # At least eight such tensors to an arena: 4 % of it stays empty on average, not half.
             size = max(_ARENA, 1 << (8 * needed - 1).bit_length())
-            self._arenas.append(torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned))
+            self._arenas.append(self._room(size))
         start, self._used = self._used, self._used + needed
         return laid_out(self._arenas[self._arena], start, tensor)
+
+    def _room(self, size: int) -> torch.Tensor:
+        """Raises UserError where so much cannot be page-locked: CUDA calls that "out of memory", and means the host's."""
+        try:
+            return torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+        except RuntimeError as error:
+            gib = (self.bytes + size) / 2**30
+            message = f"{gib:.1f} GiB of host memory could not be page-locked ({str(error).partition(chr(10))[0]})"
+            advice = "lower engine.block_swap or use less checkpointing offload, or raise the container's or ulimit's limit"
+            raise UserError(f"{message}; {advice}") from error
 
     def reset(self) -> None:
         """Forget what was placed; the memory is kept for what comes next."""

@@ -129,6 +129,8 @@ def load_model(load: Callable[..., Any], found: Pretrained, device: str | torch.
     except ImportError as error:
         message = f"{found.label} ({found.purpose}) needs a package that is not installed: {str(error).strip()}"
         raise UserError(message) from error
+    except torch.OutOfMemoryError:  # a RuntimeError too
+        raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{found.label} ({found.purpose}) cannot be loaded: {error}") from error
     finally:

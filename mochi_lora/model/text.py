@@ -171,6 +171,8 @@ def _load_model(folder: Path, *, device: torch.device, precision: Precision) -> 
     transformers_logging.disable_progress_bar()  # a second bar would tear ours
     try:
         model, report = T5EncoderModel.from_pretrained(folder, output_loading_info=True, **options)
+    except torch.OutOfMemoryError:  # a RuntimeError, of which the file knows nothing: int8 is loaded straight onto the GPU
+        raise
     except (OSError, RuntimeError) as error:  # a missing shard; tensors of another shape
         message = f"{folder}: the text_encoder cannot be read ({error}); is the download complete?"
         raise UserError(message) from error

@@ -148,8 +148,12 @@ def _card(row: dict[str, Any], reference: dict[str, Any]) -> Card:
     )
 
 
+@cache
 def _measured_here(device: torch.device, name: str) -> Card:
-    """A card that is not in the table: one bf16 product and two copies are timed, the rest goes by the usual shares."""
+    """A card that is not in the table: one bf16 product and two copies are timed, the rest goes by the usual shares.
+
+    Once: a second measurement would give other rates, and a pick and what is said of it would be of two cards.
+    """
     left = torch.randn(8192, 3072, device=device, dtype=torch.bfloat16)
     right = torch.randn(3072, 8192, device=device, dtype=torch.bfloat16)
     big, twin = (torch.empty(2**28, device=device, dtype=torch.uint8) for _ in range(2))

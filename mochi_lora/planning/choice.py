@@ -136,10 +136,12 @@ def candidates(engine: EngineConfig, work: Workload, card: Card, attention: Atte
 def room_here(device: torch.device) -> Room:
     """Free memory of this GPU, within the cap set for the process if there is one, and of this host.
 
-    What torch holds without using it is this process's to use, so it is free. A compiled model that nobody has any more lives
-    on until a collection.
+    What torch holds without using it is this process's to use, so it is free; page-locked host memory is given back. A
+    compiled or swapped model that nobody has any more lives on until a collection.
     """
     gc.collect()
+    if release := getattr(torch.accelerator, "empty_host_cache", None):  # torch 2.11 has no such function
+        release()
     free, total = torch.cuda.mem_get_info(device)
     used = torch.cuda.memory_allocated(device)
     free += torch.cuda.memory_reserved(device) - used

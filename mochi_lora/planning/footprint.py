@@ -91,7 +91,8 @@ def predict_memory(plan: Plan, work: Workload, constants: Constants | None = Non
     if work.films:
         together = 2 if work.films.guided and plan.guidance_passes == "one" else 1
         sample = together * (work.films.bucket.tokens / work.context + work.text_tokens / 2)
-        moments.append(("denoising videos", standing + forward * _unit(work.model) * sample / GIB))
+        waiting = work.films.vae_gib * (work.adapter is None and not plan.cpu_offload)
+        moments.append(("denoising videos", standing + waiting + forward * _unit(work.model) * sample / GIB))
         moments.append(("decoding videos", standing - resident * plan.cpu_offload + work.films.decoding_gib))
         host += (resident + work.beside_gib) * plan.cpu_offload
     return Footprint(tuple(moments), swapped + offloaded, host)

@@ -118,6 +118,7 @@ class Films:
     steps: int
     guided: bool  # two passes per denoising step
     decoding_gib: float  # the VAE with its weights, at work on one such video
+    vae_gib: float = 0.0  # its weights alone: where nothing is trained, it waits beside the transformer
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def film_work(config: Config) -> Films:
     pixels = bucket.frames * bucket.height * bucket.width
     decoding = min(_CHUNK_GIB, _PIXEL_BYTES * pixels / GIB) + _FRAME_BYTES * pixels / GIB + _VAE_GIB
     guided = any(scale != 1 for scale in guidance_schedule(sample.guidance, sample.steps))
-    return Films(bucket, sample.steps, guided, decoding)
+    return Films(bucket, sample.steps, guided, decoding, _VAE_GIB)
 
 
 def base_here(config: Config) -> Base:
