@@ -7,12 +7,12 @@ from typing import Any
 
 from mochi_lora.curation.caption_sheet import Key
 from mochi_lora.data.media import MEDIA_SUFFIXES
-from mochi_lora.data.sources import ClipSource, Found, Rejection, caption_beside
+from mochi_lora.data.sources import CSV_TABLE, JSONL_TABLE, SAVED_DATASET, ClipSource, Found, Rejection, caption_beside
 from mochi_lora.errors import ClipError, UserError
 from mochi_lora.files import write_text
 
 _ACCEPTED = "expected a folder of clips, or a .jsonl table with a column file_name"
-_FOREIGN_FILES = ("metadata.csv", "dataset_info.json", "dataset_dict.json")
+_FOREIGN_FILES = (CSV_TABLE, *SAVED_DATASET)
 
 
 def key_of(clip: ClipSource) -> Key:
@@ -71,7 +71,7 @@ def _table_of(clips: Path) -> Path | None:
             if (clips / name).exists():
                 message = f"caption.clips: {clips} holds {name}, into which no captions can be written; {_ACCEPTED}"
                 raise UserError(message)
-        table = clips / "metadata.jsonl"
+        table = clips / JSONL_TABLE
         return table if table.exists() else None
     if not clips.is_file() or clips.suffix.lower() != ".jsonl":
         problem = "is no .jsonl table" if clips.exists() else "does not exist"

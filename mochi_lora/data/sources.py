@@ -19,7 +19,9 @@ from mochi_lora.errors import ClipError, UserError
 _TABLE_COLUMNS = ("file_name", "text")
 _SEPARATORS = re.compile(r"[\s,]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_METADATA = ("metadata.csv", "metadata.jsonl")
+# What in a folder of clips says more than the clips do: a table, or a data set that `datasets` saved.
+CSV_TABLE, JSONL_TABLE = TABLES = ("metadata.csv", "metadata.jsonl")
+SAVED_DATASET = ("dataset_info.json", "dataset_dict.json")
 _SHARD = re.compile(r"-\d+-of-\d+$")
 _ACCEPTED = "a folder of clips with same-stem .txt captions, a .csv or .jsonl table, or a Hugging Face datasets folder"
 
@@ -79,21 +81,22 @@ def list_sources(clips: Path) -> Found:
 
 
 def _list_folder(folder: Path) -> Found:
-    if (folder / "dataset_dict.json").exists():
+    info, several = (folder / name for name in SAVED_DATASET)
+    if several.exists():
         splits = ", ".join(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
         raise UserError(f"data.clips: {folder} holds several splits ({splits}); name one of them, such as {folder / 'train'}")
-    if (folder / "dataset_info.json").exists() and (folder / "state.json").exists():
+    if info.exists() and (folder / "state.json").exists():
         from mochi_lora.data.hub_folder import rows_of_saved_dataset  # noqa: PLC0415 - datasets takes seconds to import
 
         rows, without_media = rows_of_saved_dataset(folder)
         return _from_rows(rows, [Rejection(where, reason) for where, reason in without_media], folder)
-    for name in _METADATA:
+    for name in TABLES:
         if (folder / name).exists():
             return _list_table(folder / name)
     if files := sorted(folder.glob("data/*.parquet")) or sorted(folder.glob("*.parquet")):
         return _list_parquet(files, folder)
     found = _list_media(folder)
-    below = [] if found[0] else sorted(path for name in _METADATA for path in folder.glob(f"[!.]*/{name}"))
+    below = [] if found[0] else sorted(path for name in TABLES for path in folder.glob(f"[!.]*/{name}"))
     if len(below) > 1:
         tables = ", ".join(str(path.relative_to(folder)) for path in below)
         raise UserError(f"data.clips: {folder} holds several tables ({tables}); name one of them, such as {below[0]}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from mochi_lora.curation.caption_table import list_captionable
 from mochi_lora.curation.manifest import FOOTAGE, KEPT, REFUSED, Clip, read_clips
 from mochi_lora.data.clip_plan import ClipPlan
-from mochi_lora.data.sources import ClipSource
+from mochi_lora.data.sources import JSONL_TABLE, SAVED_DATASET, TABLES, ClipSource
 from mochi_lora.data.trigger import called_parts, calls
 from mochi_lora.errors import DamagedFileError
 
@@ -23,8 +23,6 @@ UNREADABLE = "cannot be read"
 FILTER_REFUSED = "refused by the filter"
 TRIMMED = "trimmed"
 _STILL_BESIDE_OTHERS = 0.2  # of the median motion of the data set
-# Of a folder that says more than its files do.
-_TABLES = ("metadata.csv", "metadata.jsonl", "dataset_info.json", "dataset_dict.json")
 _EDGES = 4  # of a crop
 _NOT_SHOWN = ("width", "height")  # of a table's measures; the plan says them
 
@@ -117,13 +115,13 @@ def read_notes(clips: Path) -> dict[Key, Note]:
 
 def uncaptioned(clips: Path) -> dict[str, ClipSource]:
     """Clips that have no caption yet, of a folder or JSONL table, by the name under which `data.sources` leaves them out."""
-    if clips.is_dir() and not any((clips / name).exists() for name in _TABLES):
+    if clips.is_dir() and not any((clips / name).exists() for name in (*TABLES, *SAVED_DATASET)):
         return {str(clip.path): clip for clip in list_captionable(clips)[0] if not clip.caption}
     return {name: source for name, source, _ in _rows_of(clips) if not source.caption and source.path.is_file()}
 
 
 def _rows_of(clips: Path) -> Iterator[tuple[str, ClipSource, Mapping[str, object]]]:
-    table = clips / "metadata.jsonl" if clips.is_dir() else clips
+    table = clips / JSONL_TABLE if clips.is_dir() else clips
     if table.suffix.lower() != ".jsonl" or not table.is_file():
         return
     for number, line in enumerate(table.read_text(encoding="utf-8-sig").split("\n"), start=1):
