@@ -1,4 +1,4 @@
-"""What `benchmarks/scale.py` is predicted to find, from communication volume: on 2 GPUs its bars, on 8 and 16 a paragraph.
+"""What `benchmarks/scale.py` finds, predicted from what GPUs send each other: 2 beside what came out, 8 and 16 in a paragraph.
 
     python benchmarks/predict_scale.py
 
@@ -8,6 +8,8 @@ The paragraph goes into docs/performance.md (`tables.py`). The plan is the one t
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+from result_tables import lines
 
 from mochi_lora.config.schema import AdapterConfig
 from mochi_lora.engine.plan import Plan
@@ -113,8 +115,23 @@ def paragraph() -> str:
         f"times one GPU), {context[8].sent / 1e9:.0f} GB for `{context[8].layout}` at {long} ({context[8].times:.1f} times, "
         f"one step in {context[8].seconds:.1f} s); on 16, `{context[16].layout}` comes to {context[16].times:.1f} times. A "
         f"base split over 8 gathers {split.sent / 1e9:.0f} GB a step beside the computation: {split.times:.1f} times one GPU "
-        f"at {short} frames, in {split.gib:.1f} GiB instead of {predicted(short, Layout()).gib:.1f}.\n"
+        f"at {short} frames, in {split.gib:.1f} GiB instead of {predicted(short, Layout()).gib:.1f}.{outcomes()}\n"
     )
+
+
+def outcomes() -> str:
+    """The committed lines of several GPUs beside the same arithmetic, as a sentence; empty without one."""
+    told = {}
+    for line in lines("scale"):
+        plan = Plan(**line["plan"])
+        if line["world_size"] > 1 and line["layers"] == _SIZE.layers and replace(plan, context=1, shard=1) == _PLAN:
+            layout = Layout(line["world_size"], context=plan.context, shard=plan.shard)
+            one = predicted(line["frames"], layout)
+            told[layout, one.frames] = (
+                f"{one.times:.2f} and {line['speed_up']:.2f} times (sampling {one.sampling:.2f} and "
+                f"{line['sampling_speed_up']:.2f}) for `{layout}` at {one.frames} frames"
+            )
+    return f" Said by the same arithmetic, and measured: {'; '.join(told.values())}." if told else ""
 
 
 def bars() -> list[str]:

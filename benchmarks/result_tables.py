@@ -127,13 +127,20 @@ def _vae() -> _Told:
     """Of the full-size VAE: one clip that lies on the device."""
     full = [line for line in lines("encode") if line["what"] in ("encode", "decode") and not line["channels"]]
     parts = ("height", "width", "what", "gpu", "implementation", "plan", "memory_cap_gib")
-    found = _newest(full, lambda line: (line["frames"], *(str(line[part]) for part in parts)))
-    head = ("Task", "Implementation", *_CLIP_HEAD, "off the other")
-    return (
-        head,
-        lambda line: [line["what"], f"{line['implementation']}, {_with(line['plan'])}", *_clip_row(line), _off(line)],
-        found,
-    )
+
+    def key(line: Line) -> tuple[Any, ...]:
+        return (line["frames"], *(str(line[part]) for part in parts))
+
+    exact = {key(line): line["error_from_fp32"] for line in full if line["error_from_fp32"] is not None}
+    timed = _newest(
+        [line for line in full if line["error_from_fp32"] is None], key
+    )  # --exact is run for the error, on one clip
+
+    def row(line: Line) -> list[str]:
+        errors = (line["difference"], exact.get(key(line)))
+        return [line["what"], f"{line['implementation']}, {_with(line['plan'])}", *_clip_row(line), *map(_off, errors)]
+
+    return ("Task", "Implementation", *_CLIP_HEAD, "off the other", "off float32"), row, timed
 
 
 _CLIP_HEAD = ("GPU", "Cap", "Clip", "s / clip", "GiB allocated", "reserved")
@@ -152,8 +159,8 @@ def _with(plan: dict[str, Any]) -> str:
     return f"{plan['precision']}{', cudnn.benchmark' if plan['cudnn_benchmark'] else ''}"
 
 
-def _off(line: Line) -> str:
-    return "" if line["difference"] is None else f"{line['difference']:.1e}"
+def _off(error: float | None) -> str:
+    return "" if error is None else f"{error:.1e}"
 
 
 def _encoding() -> _Told:
@@ -168,8 +175,12 @@ def _encoding() -> _Told:
 def _encoding_row(line: Line) -> list[str]:
     plan, busy = line["plan"], line["gpu_busy_share"]
     text = line["what"] == "text"
-    work = f"captions, {plan['text_batch']} at once" if text else f"films of {line['film']}, {plan['read_ahead']} read ahead"
-    return [work, *_clip_row(line), "" if busy is None else f"{busy:.0%}"]
+    films = "" if text else f"{line['clips']} films of {line['film']}, {plan['read_ahead']} read ahead"
+    return [
+        f"captions, {plan['text_batch']} at once" if text else films,
+        *_clip_row(line),
+        "" if busy is None else f"{busy:.0%}",
+    ]
 
 
 def _scale() -> _Told:

@@ -133,6 +133,18 @@ def test_scale_measures_every_way_of_sharing_on_two_processes(tmp_path):
     assert all(line["memory_cap_gib"] is None for line in (alone, data, context, shard))
 
 
+def test_what_two_gpus_came_to_stands_beside_its_prediction(tmp_path, monkeypatch):
+    monkeypatch.setattr(result_tables, "RESULTS", tmp_path)
+    assert predict_scale.outcomes() == ""
+    plan = asdict(Plan("cuda", "bf16", "cudnn", "attention_saved", compile=True, context=2))
+    line = {"plan": plan, "frames": 163, "world_size": 2, "layers": 48, "speed_up": 1.88, "sampling_speed_up": 1.86}
+    others = [line | {"layers": 2}, line | {"world_size": 1}, line | {"plan": plan | {"precision": "fp8"}}]
+    (tmp_path / "scale.jsonl").write_text("".join(json.dumps(item) + "\n" for item in [line, *others]))
+    one = predict_scale.predicted(163, Layout(2, context=2))
+    told = f"{one.times:.2f} and 1.88 times (sampling {one.sampling:.2f} and 1.86) for `context:2` at 163 frames."
+    assert predict_scale.outcomes() == f" Said by the same arithmetic, and measured: {told}"
+
+
 def test_a_base_split_over_two_is_predicted_to_rest_in_55_percent():
     """The bar of the task: half of 48 blocks goes; what is outside them, and the adapter, stay."""
     assert predict_scale.static_share(Layout(2, shard=2)) <= 0.55
@@ -144,8 +156,15 @@ def test_the_vae_is_tabled_both_ways(tmp_path, monkeypatch):
     plan = {"precision": "bf16", "chunk_elements": 2**28, "cudnn_benchmark": False}
     line = {"what": "decode", "implementation": "mochi-lora", "plan": plan, "gpu": "H200", "frames": 163, "height": 480,
             "width": 848, "memory_cap_gib": None, "channels": None, "peak_gib": 14.2,
-            "allocated_gib": 8.4, "difference": 0.0042, "clip_seconds": {"min": 4.1, "median": 4.2, "max": 4.4}}  # fmt: skip
-    folder = line | {"what": "folder", "film": "1280x720", "gpu_busy_share": 0.95, "plan": plan | {"read_ahead": 4}}
+            "allocated_gib": 8.4, "difference": 0.0042, "error_from_fp32": None,
+            "clip_seconds": {"min": 4.1, "median": 4.2, "max": 4.4}}  # fmt: skip
+    folder = line | {
+        "what": "folder",
+        "film": "1280x720",
+        "clips": 24,
+        "gpu_busy_share": 0.95,
+        "plan": plan | {"read_ahead": 4},
+    }
     folder |= {"clip_seconds": dict.fromkeys(("min", "median", "max"), 0.2)}
     text = folder | dict.fromkeys(("frames", "height", "width")) | {"what": "text", "text_width": 4096, "gpu_busy_share": None}
     text |= {"plan": {"precision": "bf16", "text_batch": 8}}
@@ -153,6 +172,7 @@ def test_the_vae_is_tabled_both_ways(tmp_path, monkeypatch):
         line,
         line | {"what": "encode", "difference": None},
         line | {"channels": 32},
+        line | {"error_from_fp32": 0.016, "clip_seconds": dict.fromkeys(("min", "median", "max"), 9.0)},
         folder,
         text,
         text | {"text_width": 64},
@@ -160,11 +180,11 @@ def test_the_vae_is_tabled_both_ways(tmp_path, monkeypatch):
     (tmp_path / "encode.jsonl").write_text("".join(json.dumps(item) + "\n" for item in lines))
     decode, encode = tables.table("vae").splitlines()[2:]
     assert decode.startswith(
-        "| decode | mochi-lora, bf16 | H200 | none | 163 at 480x848 | 4.2 (4.1 to 4.4) | 8.4 | 14.2 | 4.2e-03 |"
-    )
-    assert encode.endswith("| 14.2 |  |")
+        "| decode | mochi-lora, bf16 | H200 | none | 163 at 480x848 | 4.2 (4.1 to 4.4) | 8.4 | 14.2 | 4.2e-03 | 1.6e-02 |"
+    ), "the error of a run with --exact, the seconds of one without"
+    assert encode.endswith("| 14.2 |  |  |")
     captions, films = tables.table("encoding").splitlines()[2:]
-    assert films.startswith("| films of 1280x720, 4 read ahead | H200 | none | 163 at 480x848 | 0.2 | 8.4 | 14.2 | 95% |")
+    assert films.startswith("| 24 films of 1280x720, 4 read ahead | H200 | none | 163 at 480x848 | 0.2 | 8.4 | 14.2 | 95% |")
     assert captions.startswith("| captions, 8 at once | H200 | none |  | 0.2 |")
 
 
