@@ -131,7 +131,11 @@ def outcomes() -> str:
                 f"{one.times:.2f} and {line['speed_up']:.2f} times (sampling {one.sampling:.2f} and "
                 f"{line['sampling_speed_up']:.2f}) for `{layout}` at {one.frames} frames"
             )
-    return f" Said by the same arithmetic, and measured: {'; '.join(told.values())}." if told else ""
+    return (
+        f" Two GPUs, from which a call's and a gather's seconds are, predicted and measured: {'; '.join(told.values())}."
+        if told
+        else ""
+    )
 
 
 def bars() -> list[str]:

@@ -76,7 +76,7 @@ def _predicted() -> str:
             what = ["none fits", "", "", ""]
             if pick is not None:
                 room = pick.footprint
-                what = [str(pick.plan), f"{room.device:.1f}", f"{room.host:.0f}", _range(card, pick.seconds)]
+                what = [str(pick.plan), f"{room.device:.1f}", f"{room.host:.0f}", _range(card, pick, pick.seconds)]
             rows.append([label, str(frames), *what])
     return markdown(("GPU", "Frames", "Plan", "GiB", "GiB on the host", "s / step"), rows)
 
@@ -108,7 +108,7 @@ def _cards(words: _Words) -> str:
     for label, card, picks in _picks():
         cells = [words.fits_not if pick is None else _cell(card, pick, words) for pick in picks.values()]
         short = picks[_LENGTHS[0]]
-        hours = "" if short is None else f"{_range(card, short.seconds * _RUN / 3600, words.to)} h"
+        hours = "" if short is None else f"{_range(card, short, short.seconds * _RUN / 3600, words.to)} h"
         rows.append([label, f"{card.memory_gib:.0f} GiB", *cells, hours])
         if label == card.name and (found := _measured(card)):
             cells = [_measured_cell(found[frames], words) if frames in found else "" for frames in _LENGTHS]
@@ -120,7 +120,7 @@ def _cards(words: _Words) -> str:
 
 def _cell(card: Card, pick: Forecast, words: _Words) -> str:
     room = pick.footprint
-    return f"{_range(card, pick.seconds, words.to)} s, {room.device:.0f} + {room.host:.0f} GiB"
+    return f"{_range(card, pick, pick.seconds, words.to)} s, {room.device:.0f} + {room.host:.0f} GiB"
 
 
 def _measured(card: Card) -> dict[int, dict[str, Any]]:
@@ -151,7 +151,7 @@ def _picks() -> list[tuple[str, Card, dict[int, Forecast | None]]]:
     """
     kernels: list[tuple[str, Card, Attention]] = []
     for card in cards():
-        kernels.append((card.name, card, card.fastest_attention()))
+        kernels.append((card.name, card, card.fastest_attention("bf16")))
         if "flash4" in card.attention:
             kernels.append((f"{card.name}, flash4", card, "flash4"))
     return [(name, card, {frames: _pick(card, kernel, frames) for frames in _LENGTHS}) for name, card, kernel in kernels]
@@ -167,9 +167,9 @@ def _pick(card: Card, kernel: Attention, frames: int) -> Forecast | None:
         return None
 
 
-def _range(card: Card, value: float, to: str = " to ") -> str:
-    """What is known of a card that was measured on another: a factor from and to."""
-    low, high = (factor * value for factor in card.spread)
+def _range(card: Card, pick: Forecast, value: float, to: str = " to ") -> str:
+    """What is known of a plan that was measured on another card: a factor from and to."""
+    low, high = (factor * value for factor in card.spread(pick.plan))
     return f"{low:.1f}" if low == high else f"{low:.1f}{to}{high:.1f}"
 
 

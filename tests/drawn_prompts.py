@@ -20,7 +20,7 @@ def drawn(sentences: Sequence[str], adapter: Path | None = None, *, guidance: fl
     words |= {"sample.steps": steps, "sample.guidance": guidance, "engine.guidance_passes": "one"}  # a tenth less time here
     config = load_config(None, [f"--{name}={value}" for name, value in words.items()])
     null, *texts = load_text(config, device=torch.device("cpu")).embed(["", *sentences])
-    sampler = load_sampler(config, sampling_plan(config), assume_alpha_is_rank=False)
+    sampler = load_sampler(config, sampling_plan(config).plan, assume_alpha_is_rank=False)
     chosen = [AdapterChoice(adapter, 1.0)] if adapter else []
     clips = []
     for seed, text in enumerate(texts):

@@ -28,7 +28,7 @@ def configuration(tiny: Path, folder: Path) -> tuple[list[str], Config]:
 
 def open_session(config: Config, folder: Path) -> Session:
     """On the CPU, its videos in `folder`."""
-    plan, cpu = sampling_plan(config), torch.device("cpu")
+    plan, cpu = sampling_plan(config).plan, torch.device("cpu")
     folder.mkdir()
     sampler = load_sampler(config, plan, assume_alpha_is_rank=False)
     return Session(sampler, load_text(config, device=cpu), folder, origin_of(config, plan), device=cpu, offload=False)

@@ -36,6 +36,19 @@ def test_attention_is_the_softmax_over_valid_tokens(attention: str, lengths: tup
     torch.testing.assert_close(attend(q, k, v, lengths, attention), naive(q, k, v, lengths), atol=1e-6, rtol=1e-5)
 
 
+def test_the_kernel_called_math_stays_float32_under_autocast() -> None:
+    """Training runs under autocast, which reaches into an operator: its products would round scores and weights to bf16."""
+    q, k, v = (tensor.requires_grad_() for tensor in qkv())
+    grad = normal(B, S, H, D, seed=4)
+    found = []
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            result = attend(q, k, v, LENGTHS, "math")
+            found.append((result, *torch.autograd.grad(result, (q, k, v), grad)))
+    for plain, under in zip(*found, strict=True):
+        assert torch.equal(plain, under)
+
+
 def test_no_lengths_means_that_all_tokens_are_valid() -> None:
     q, k, v = qkv()
     assert torch.equal(attend(q, k, v, None), attend(q, k, v, (S, S, S)))

@@ -75,6 +75,50 @@ def test_a_plan_set_by_hand_in_every_part_is_taken_although_it_does_not_fit():
     assert not choice.fits
 
 
+@pytest.mark.parametrize(
+    ("card", "settings", "told"),
+    [
+        ("RTX 3090", {"precision": "fp8"}, r"precision: fp8, but RTX 3090 has no fp8 .*set it to bf16, fp32, nf4 or int8"),
+        (
+            "A100 40GB",
+            {"attention": "flash4"},
+            r"attention: flash4 wants compute capability .*this GPU has 8\.0; set it to auto",
+        ),
+        ("RTX 4090", {"attention": "flash4"}, r"this GPU has 8\.9"),
+        ("H200", {"attention": "cudnn", "precision": "fp32"}, "cudnn takes no float32, .*auto, efficient or math"),
+    ],
+)
+def test_what_the_card_has_no_kernel_for_is_refused_with_what_it_has(card, settings, told):
+    engine = EngineConfig(**settings)
+    with pytest.raises(UserError, match=told):
+        choose(engine, WORK, card_named(card), Room(200.0, HOST), engine.attention)
+    with pytest.raises(UserError, match="RTX 3090 has no fp8"):  # a base that is stored so, too
+        choose(EngineConfig(), replace(WORK, stored="fp8"), card_named("RTX 3090"), Room(200.0, HOST), "flash")
+
+
+def test_auto_offers_no_precision_that_this_machine_has_no_kernels_for():
+    small = Room(12.0, 20.0)
+    nf4 = choose(EngineConfig(), WORK, card_named("RTX 3090"), small, "flash").pick.plan
+    assert nf4.precision == "nf4", "the test is about a card that would take it"
+    without = replace(card_named("RTX 3090"), lacks=frozenset({"nf4"}))
+    assert choose(EngineConfig(), WORK, without, small, "flash").pick.plan.precision == "int8"
+
+
+def test_smallest_does_not_round_the_base_of_videos():
+    looking = replace(WORK, adapter=None, films=Films(CLIP, 64, guided=True, decoding_gib=8.0))
+    assert pick(139.0, looking, plan="smallest").pick.plan.precision == "bf16"
+    assert pick(139.0, plan="smallest").pick.plan.precision != "bf16", "of a step it does"
+
+
+def test_the_next_smaller_plan_fits_the_host_and_rounds_nothing_for_little():
+    found = choose(EngineConfig(), WORK, card_named("RTX 3060"), Room(12.0, 24.0), "flash")
+    assert found.smaller is None or found.smaller.footprint.host <= 0.8 * 24
+    assert choose(EngineConfig(), WORK, card_named("RTX 3060"), Room(12.0, 200.0), "flash").smaller is not None
+    exact = choose(EngineConfig(), WORK, card_named("RTX 3090"), Room(24.0, 64.0), "flash")
+    assert exact.pick.plan.precision == "bf16"
+    assert exact.smaller.plan.precision == "bf16"
+
+
 def test_where_nothing_fits_the_worst_moment_and_the_way_out_are_told():
     with pytest.raises(UserError, match=r"no plan fits this GPU.* needed while training, .*fewer frames.*data\.buckets"):
         pick(3.0, LONG)
@@ -115,7 +159,7 @@ def test_the_next_smaller_plan_is_clearly_smaller_and_the_last_has_none():
     choice = pick(139.0)
     assert choice.smaller.footprint.device < 0.93 * choice.pick.footprint.device
     chain = [choice.pick]
-    while (smaller := next_smaller(EngineConfig(), WORK, H200, chain[-1])) is not None:
+    while (smaller := next_smaller(EngineConfig(), WORK, H200, choice.room, chain[-1])) is not None:
         chain.append(smaller)
         assert len(chain) < 100
     assert chain[-1].footprint.device == pytest.approx(pick(139.0, plan="smallest").pick.footprint.device, rel=0.1)

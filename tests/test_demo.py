@@ -178,7 +178,7 @@ def test_the_commands_shown_make_the_same_frames(session, adapters, words, tmp_p
     )
     _, frames = made(session, asked)
     config = load_config(Path(words[0].partition("=")[2]), words[1:])
-    commands = sample_commands(asked, config.sample, settled(words, config.engine, sampling_plan(config, with_text=True)))
+    commands = sample_commands(asked, config.sample, settled(words, config.engine, sampling_plan(config, with_text=True).plan))
     assert "--engine.guidance_passes=two" in commands
     for number, (side, command) in enumerate(zip(("base", "adapter"), split_commands(commands), strict=True)):
         assert command[:2] == ["mochi-lora", "sample"]

@@ -67,5 +67,5 @@ def test_the_demo_opens_its_page_with_what_it_planned_and_with_room_for_what_it_
     monkeypatch.setattr(serve, "server_of", lambda *_: SimpleNamespace(run=lambda sockets: None))
     monkeypatch.setattr(demo, "Session", lambda sampler, *_, **__: samplers.append(sampler) or SimpleNamespace(make=max))
     demo.run(config, DemoRequest(port=0, adapters=(AdapterChoice(file),), started_with=tuple(words)))
-    assert offers[0].started_with == settled(words, config.engine, sampling_plan(config)) != tuple(words)
+    assert offers[0].started_with == settled(words, config.engine, sampling_plan(config).plan) != tuple(words)
     assert list(samplers[0]._model.transformer.peft_config) == ["slot0"]

@@ -91,7 +91,7 @@ def test_what_is_offered_has_its_slots_before_the_first_click(tiny, tmp_path, ca
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(b"?")
     config = configuration(tiny, tmp_path)[1]
-    sampler = load_sampler(config, sampling_plan(config), assume_alpha_is_rank=False)
+    sampler = load_sampler(config, sampling_plan(config).plan, assume_alpha_is_rank=False)
     offered = [(path.stem, AdapterChoice(path), number < 3) for number, path in enumerate([damaged, *files])]
     demo.make_room(sampler, offered)
     assert "damaged.safetensors" in capsys.readouterr().out

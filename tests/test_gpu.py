@@ -180,7 +180,7 @@ def test_a_training_step_does_not_wait_for_the_device(road, tmp_path):
     root, path = road
     config = load_config(Path(path), [])
     index = read_index(config.data)
-    plan = sampling_plan(config)
+    plan = sampling_plan(config).plan
     transformer = load_transformer(root / "model" / "transformer", device=CUDA, precision="bf16").transformer
     parameters = lora.attach(transformer, config.adapter, 0)
     model = VelocityModel(transformer, plan).train()

@@ -14,7 +14,7 @@ from mochi_lora.config.load import load_config
 from mochi_lora.engine.plan import Plan
 from mochi_lora.planning.cards import card_named
 from mochi_lora.planning.choice import Choice, Room, choose, forecast, room_of
-from mochi_lora.planning.pace import decoding_seconds, seconds_per_guided_step
+from mochi_lora.planning.pace import decoding_seconds, seconds_per_guided_step, seconds_per_pass
 from mochi_lora.planning.resolve import Resolved
 from mochi_lora.planning.workload import ModelSize
 from mochi_lora.runs.plan import RunPlan
@@ -96,10 +96,10 @@ def test_the_cost_of_a_video_is_of_the_plan_that_sample_takes(mochi, capsys, mon
     config = load_config(mochi, [])
     monkeypatch.setattr("mochi_lora.runs.workloads.base_here", lambda _config: Base(ModelSize.of({}), None))
     card, work = card_named(gpu), sampling_work(config)
-    own = choose(config.engine, work, card, room_of(card.memory_gib, 64.0), card.fastest_attention()).pick.plan
+    own = choose(config.engine, work, card, room_of(card.memory_gib, 64.0), card.fastest_attention("bf16")).pick.plan
     expected = 64 * seconds_per_guided_step(own, work, card) + decoding_seconds(work.bucket, card)
     text = told(capsys, "--config", mochi, "--gpu", gpu)
-    assert video_line(text)[0] == pytest.approx([factor * expected for factor in sorted(set(card.spread))], abs=0.51)
+    assert video_line(text)[0] == pytest.approx([factor * expected for factor in sorted(set(card.spread(own)))], abs=0.51)
     assert f"as sample plans it: {own}" in text
     assert "picked   precision fp8" in text, "both plans are the same: this test cannot fail"
 
@@ -164,8 +164,8 @@ def test_a_video_on_several_gpus_costs_the_time_of_those_that_make_it(mochi, cap
     (alone,), (dollars,) = video_line(told(capsys, *words))
     assert dollars == pytest.approx(2 * alone / 3600, abs=1e-3)
     (shared,), (both,) = video_line(told(capsys, *words, "--engine.parallel", "context:2"))
-    assert shared < 0.7 * alone
-    assert both == pytest.approx(2 * 2 * shared / 3600, abs=1e-3)
+    assert shared < 0.8 * alone
+    assert both == pytest.approx(2 * 2 * shared / 3600, abs=1.5e-3)
 
 
 @pytest.mark.parametrize("price", ["-3", "0", "nan"])
@@ -206,6 +206,29 @@ def test_what_cannot_be_answered_is_refused_with_a_way_out(mochi, capsys):
 
 
 @pytest.mark.usefixtures("no_weights")
+def test_a_kernel_that_the_named_card_lacks_is_refused_as_a_start_on_it_would(mochi, capsys):
+    words = ("--config", mochi, "--gpu", "RTX 3090")
+    assert "RTX 3090 has no fp8 matrix products" in refused(capsys, *words, "--engine.precision", "fp8")
+    assert "this GPU has 8.6; set it to auto" in refused(capsys, *words, "--engine.attention", "flash4")
+    text = told(capsys, "--config", mochi, "--gpu", "H200", "--engine.precision", "fp32")
+    assert "picked   precision fp32, attention efficient" in text, "cudnn and flash take no float32"
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_held_out_losses_are_in_the_hours_once_it_is_known_how_many(mochi, capsys):
+    words = ("--config", mochi, "--gpu", "H200")
+    assert "hours    without held-out losses" in told(capsys, *words)
+    assert "held-out" not in told(capsys, *words, "--train.validate_every", "0")
+    config, card = load_config(mochi, []), card_named("H200")
+    launch, _ = room._asked(config, 1)
+    plan = Plan("cuda", "bf16", "cudnn", "none", compile=True)
+    hours = [room.run_hours(replace(launch, held_out=(launch.work.bucket,) * count), plan, card) for count in (0, 30)]
+    looks = (1 + config.train.steps // config.train.validate_every) * config.train.validation_bands * 30
+    one = seconds_per_pass(plan, replace(launch.work, batch=1), card)
+    assert hours[1] - hours[0] == pytest.approx(looks * one / 3600)
+
+
+@pytest.mark.usefixtures("no_weights")
 def test_several_gpus_get_a_plan_for_each_and_the_ways_to_share_them(mochi, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "180")
     text = told(capsys, "--config", mochi, "--gpu", "H200", "--gpus", "8", "--price", "2")
@@ -221,7 +244,7 @@ def test_several_gpus_get_a_plan_for_each_and_the_ways_to_share_them(mochi, caps
     for row in zip(seconds, samples, hourly, dollars, strict=True):
         assert row[2] == pytest.approx(row[1] * 3600 / row[0], rel=0.01)
         assert row[3] == pytest.approx(8 * 2 * 1000 / row[2], rel=0.02)
-    assert seconds[1] < 0.6 * seconds[0]
+    assert seconds[1] < 0.7 * seconds[0]
     peak, sent = ([float(row[place]) for row in rows] for place in (5, 6))
     assert peak[0] > peak[2] > peak[1]
     assert sent[1] > 10

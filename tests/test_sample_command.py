@@ -12,7 +12,9 @@ from tiny_commands import frames_of, settings
 
 from mochi_lora import __version__
 from mochi_lora.cli import main
+from mochi_lora.config.engine import EngineConfig
 from mochi_lora.config.schema import AdapterConfig
+from mochi_lora.engine.plan import Plan
 from mochi_lora.files import sha256_of_file
 from mochi_lora.inference import live, shots
 from mochi_lora.inference.video import write_mp4
@@ -20,7 +22,12 @@ from mochi_lora.model.adapter import attach, current
 from mochi_lora.model.adapter_file import save_adapter
 from mochi_lora.model.base import fingerprint
 from mochi_lora.model.weights import load_transformer
+from mochi_lora.planning.cards import card_named
+from mochi_lora.planning.choice import Room, choose
+from mochi_lora.planning.resolve import Resolved
+from mochi_lora.planning.workload import Films, ModelSize, Workload
 from mochi_lora.runs import videos as room
+from mochi_lora.spec import Bucket
 
 FOX, BALL = "a fox in the snow", "a red ball"
 
@@ -204,6 +211,26 @@ def test_settings_of_memory_do_not_change_the_video(sample, adapters):
     plain = _frames(sample("--adapter", adapters[0]))
     assert np.array_equal(_frames(sample("--adapter", adapters[0], "--engine.cpu_offload", "true")), plain)
     assert np.array_equal(_frames(sample("--adapter", adapters[0], "--engine.checkpointing", "full")), plain)
+
+
+@pytest.mark.parametrize("where", ["load_sampler", "_film"])
+def test_a_gpu_that_is_full_is_told_with_the_plan_of_the_videos_and_the_next_smaller(
+    words, tmp_path, capsys, monkeypatch, where
+):
+    """No GPU here: the plan is told as on one, and the weights or the steps find no room."""
+    films = Films(Bucket(37, 480, 848), 64, guided=True, decoding_gib=8.0)
+    work = Workload(ModelSize.of({}), films.bucket, 1, 1, None, films)
+    choice = choose(EngineConfig(), work, card_named("H200"), Room(139.0, 64.0), "cudnn")
+
+    def full(*_arguments, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(room, "sampling_plan", lambda *_, **__: Resolved(Plan("cpu", "fp32", "auto", "none"), choice))
+    monkeypatch.setattr(room, where, full)
+    assert main(["sample", *words, "--base-only", "--prompt", FOX, "--output", str(tmp_path / "out")]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"the GPU's memory is full (CUDA out of memory.). The plan was {choice.pick.plan}: predicted were" in told
+    assert f"set, below engine, {choice.smaller.plan}" in told
 
 
 def test_a_prompt_cut_at_256_tokens_is_named_brackets_included(sample, capsys):

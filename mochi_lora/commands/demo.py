@@ -42,7 +42,8 @@ def run(config: Config, request: DemoRequest) -> None:
         load_adapter(choice.path, assume_alpha_is_rank=request.assume_alpha_is_rank)
     adapters = _adapters(config, request.adapters)
     with out_of_memory_named():
-        plan = sampling_plan(config, with_text=True)
+        resolved = sampling_plan(config, with_text=True)
+    plan, when_full = resolved.plan, resolved.when_full()
     if plan.cpu_offload and config.encode.text_precision == "int8":
         raise UserError("encode.text_precision int8: such weights cannot be moved to offload them; take bf16, or no offload")
     folder = config.run.folder / "demo"
@@ -52,7 +53,7 @@ def run(config: Config, request: DemoRequest) -> None:
         tempfile.TemporaryDirectory(prefix="mochi-lora-demo-") as served,
     ):
         os.environ["GRADIO_TEMP_DIR"] = served  # Gradio serves copies of videos; these go with the command
-        with out_of_memory_named():
+        with out_of_memory_named(when_full):
             session = _open_session(config, plan, folder, adapters, assume_alpha_is_rank=request.assume_alpha_is_rank)
         offer = page.Offer(
             about=_about(config, plan),
@@ -62,7 +63,7 @@ def run(config: Config, request: DemoRequest) -> None:
             started_with=settled(request.started_with, config.engine, plan),
             folder=folder,
         )
-        blocks = page.build(offer, out_of_memory_named()(session.make), turns)
+        blocks = page.build(offer, out_of_memory_named(when_full)(session.make), turns)
         server = serve.server_of(blocks, folder, password)
         host, port = socket.getsockname()[:2]
         console.print(f"page     http://{f'[{host}]' if ':' in host else host}:{port}", markup=False)

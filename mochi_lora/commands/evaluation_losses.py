@@ -23,7 +23,7 @@ from mochi_lora.parallel.mesh import ALONE, Ranks, open_ranks, share_out
 from mochi_lora.planning.resolve import resolve_plan
 from mochi_lora.runs.identity import require_same_encoders
 from mochi_lora.runs.models import load_planned
-from mochi_lora.runs.processes import LONG_WAIT_MINUTES, decided, least_room, processes_here
+from mochi_lora.runs.processes import LONG_WAIT_MINUTES, decided, least_room, out_of_memory_named, processes_here
 from mochi_lora.runs.workloads import looking_work
 from mochi_lora.spec import Bucket
 from mochi_lora.training.batches import SampleSource
@@ -51,11 +51,14 @@ def losses_of(
     engine = config.engine.model_copy(update={"parallel": str(looking.layout)})
     work = replace(looking_work(config, buckets), world=looking.layout.world, processes=processes_here())
     room = least_room(torch.device(resolve_device(engine.device)))
-    plan = decided(lambda: resolve_plan(engine, work, room).plan)
-    transformer = load_planned(folder, plan, torch.device(plan.device)).transformer
-    lora.put(transformer, load_adapter(adapter, assume_alpha_is_rank=assume_alpha_is_rank), _NAME)
-    model = VelocityModel(transformer, plan, looking)
-    with progress_bar() as bar, lora.strengths(transformer, [_NAME], [1.0]):
+    resolved = decided(lambda: resolve_plan(engine, work, room))
+    plan = resolved.plan
+    with out_of_memory_named(resolved.when_full()):
+        transformer = load_planned(folder, plan, torch.device(plan.device)).transformer
+        lora.put(transformer, load_adapter(adapter, assume_alpha_is_rank=assume_alpha_is_rank), _NAME)
+        model = VelocityModel(transformer, plan, looking)
+    full = out_of_memory_named(resolved.when_full())
+    with full, progress_bar() as bar, lora.strengths(transformer, [_NAME], [1.0]):
         task = bar.add_task("losses", total=2 * sum(len(looking.own(len(source.entries))) for source in (held_out, training)))
         return band_losses(
             model,

@@ -6,7 +6,6 @@ With several GPUs, memory and seconds are of each, and money is of all.
 import re
 import statistics
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ from mochi_lora.planning.choice import (
     choose,
     forecast,
     freed,
+    named_precision,
     room_of,
     split_where_nothing_fits,
 )
@@ -79,7 +79,8 @@ def _print_all(launch: Launch, request: PlanRequest, *, elsewhere: bool) -> None
     if gpus > 1:
         print_layouts(settled, choice, price)
     if request.measure:
-        trial = measured(launch.config, choice.pick.plan, launch.work.bucket)
+        with out_of_memory_named(choice.when_full()):
+            trial = measured(launch.config, choice.pick.plan, launch.work.bucket)
         _print_trial(trial, choice.pick, launch.work)
 
 
@@ -97,17 +98,24 @@ def measured(config: Config, plan: Plan, bucket: Bucket) -> Trial:
         return run_trial(random_steps(model, parameters, bucket, settings, Path(folder)), model.device, _WARMUP)
 
 
-def run_hours(asked: Config, work: Workload, buckets: Sequence[Bucket], plan: Plan, card: Card) -> float:
-    """Of the whole run, predicted; its videos are made by its own plan."""
-    steps = asked.train.steps * mean_seconds(plan, work, buckets, card)
-    films = work.films
-    if films is None:
-        return steps / 3600
-    video = _video_seconds(films, work, plan, card)
-    times = 1 + -(-asked.train.steps // asked.train.sample_every)
-    videos = len(asked.sample.prompts) * len(asked.sample.seeds)
-    rounds = -(-videos // (work.world // work.context))  # data ranks share them out
-    return (steps + times * rounds * video) / 3600
+def run_hours(launch: Launch, plan: Plan, card: Card) -> float:
+    """Of the whole run, predicted, with its held-out losses; its videos are made by its own plan."""
+    work, settings, sample = launch.work, launch.config.train, launch.config.sample
+    ranks = work.world // work.context  # these share videos and held-out clips out
+    seconds = settings.steps * mean_seconds(plan, work, launch.buckets, card)
+    if settings.validate_every and launch.held_out:
+        looks = [seconds_per_pass(plan, replace(work, bucket=bucket, batch=1), card) for bucket in launch.held_out]
+        seconds += _times(settings.steps, settings.validate_every) * settings.validation_bands * sum(looks) / ranks
+    if work.films is not None:
+        rounds = -(-len(sample.prompts) * len(sample.seeds) // ranks)
+        video = _video_seconds(work.films, work, plan, card)
+        seconds += _times(settings.steps, settings.sample_every) * rounds * video
+    return seconds / 3600
+
+
+def _times(steps: int, every: int) -> int:
+    """Before the first step, every so many, and after the last."""
+    return 1 + -(-steps // every)
 
 
 def _video_seconds(films: Films, work: Workload, plan: Plan, card: Card) -> float:
@@ -120,15 +128,16 @@ def _asked(config: Config, gpus: int) -> tuple[Launch, bool]:
     base, known = base_or_published(config)
     if index_path(config.data).is_file():
         index = read_index(config.data)
-        buckets, others = (tuple(Bucket.parse(entry.bucket) for entry in index.of(side)) for side in ("train", "validation"))
+        buckets, held_out = (tuple(Bucket.parse(entry.bucket) for entry in index.of(side)) for side in ("train", "validation"))
+        shapes = {*buckets, *held_out}
     else:
-        others = tuple(sorted({bucket for part in parts_of(config.data) for bucket in part.shapes.buckets}))
-        buckets = (max(others, key=lambda bucket: bucket.tokens),)
+        shapes = {bucket for part in parts_of(config.data) for bucket in part.shapes.buckets}
+        buckets, held_out = (max(shapes, key=lambda bucket: bucket.tokens),), None
     here = min(gpus, max(_GPUS_PER_HOST, torch.cuda.device_count()))
     work = training_work(config, base, buckets, here, gpus)
     filmed = {film_work(config).bucket} if work.films else set()
     layout = layout_of(config.engine.parallel, gpus)
-    launch = Launch(config, work, buckets, frozenset({*buckets, *others, *filmed}), layout)
+    launch = Launch(config, work, buckets, held_out, frozenset(shapes | filmed), layout)
     launch.check(layout)
     return launch, known
 
@@ -161,7 +170,8 @@ def _choice_for(engine: EngineConfig, work: Workload, request: PlanRequest) -> C
         card = card_nearest(gib)
         console.print(f"times are those of an {card.name}: --gpu names another", markup=False)
     room = room_of(gib or card.memory_gib, _HOST_GIB * work.processes)
-    attention = engine.attention if engine.attention != "auto" else card.fastest_attention()
+    precision = named_precision(engine, work) or "bf16"
+    attention = engine.attention if engine.attention != "auto" else card.fastest_attention(precision)
     return choose(engine, work, card, room, attention)
 
 
@@ -185,6 +195,8 @@ def _print_choice(asked: Launch, choice: Choice, price: float | None) -> None:
         f"run      {work.bucket} at most, batch {work.batch} x {work.micro_steps}, {asked.config.train.steps} steps",
         markup=False,
     )
+    if asked.config.train.validate_every and asked.held_out is None:
+        console.print("hours    without held-out losses: how many clips are held out is known once they are encoded")
     head = ["", "precision", "checkpointing", "swap", "peak GiB", "worst while", "pinned", "host", "s/step", "hours"]
     rows = [_row(item, asked, choice, price) for item in _shown(asked.config, work, choice)]
     each = f" for each GPU of {asked.layout}" if work.world > 1 else ""
@@ -209,8 +221,9 @@ def _print_video(asked: Launch, choice: Choice, price: float | None, *, elsewher
         console.print(f"{told}: {error}", markup=False)
         return
     seconds = _video_seconds(films, asked.work, own.pick.plan, own.card)
-    cost = f", $ {own.card.told(price * asked.work.context * seconds / 3600, '.3f')}" if price else ""
-    told = f"{told}: {own.card.told(seconds, '.0f')} s{cost}, as sample plans it: {_told_pick(own)}"
+    plan, card = own.pick.plan, own.card
+    cost = f", $ {card.told(price * asked.work.context * seconds / 3600, plan, '.3f')}" if price else ""
+    told = f"{told}: {card.told(seconds, plan, '.0f')} s{cost}, as sample plans it: {_told_pick(own)}"
     console.print(told, markup=False)
 
 
@@ -262,10 +275,10 @@ def _row(item: Forecast, asked: Launch, choice: Choice, price: float | None) -> 
     plan, footprint, card = item.plan, item.footprint, choice.card
     fits = choice.room.holds(footprint, asked.work.processes)
     mark = "pick" if plan == choice.pick.plan else "" if fits else "too large"
-    hours = run_hours(asked.config, asked.work, asked.buckets, plan, card)
+    hours = run_hours(asked, plan, card)
     row = [mark, plan.precision, plan.checkpointing, str(plan.block_swap), f"{footprint.device:.1f}", footprint.worst]
-    row += [f"{footprint.pinned:.1f}", f"{footprint.host:.1f}", card.told(item.seconds), card.told(hours, ".1f")]
-    return [*row, card.told(hours * price * asked.work.world)] if price else row
+    row += [f"{footprint.pinned:.1f}", f"{footprint.host:.1f}", card.told(item.seconds, plan), card.told(hours, plan, ".1f")]
+    return [*row, card.told(hours * price * asked.work.world, plan)] if price else row
 
 
 def _print_trial(trial: Trial, expected: Forecast | None, work: Workload) -> None:

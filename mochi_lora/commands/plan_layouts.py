@@ -21,6 +21,7 @@ class Launch:
     config: Config
     work: Workload
     buckets: tuple[Bucket, ...]  # of every clip that is trained on
+    held_out: tuple[Bucket, ...] | None  # of the others; None: nobody knows before they are encoded
     shapes: frozenset[Bucket]  # of all that goes through the model
     layout: Layout
 
@@ -111,11 +112,11 @@ def _figures(shared: Launch, pick: Forecast | None, choice: Choice, price: float
         return ["nothing fits", *[""] * (8 if price else 7)]
     plan, card = pick.plan, choice.card
     seconds = mean_seconds(plan, shared.work, shared.buckets, card)
-    low, high = card.spread
+    low, high = card.spread(plan)
     pace = [f"{shared.samples_per_step * 3600 / (factor * seconds):.0f}" for factor in (high, low)]
     row = [plan.precision, plan.checkpointing, str(plan.block_swap), f"{pick.footprint.device:.1f}"]
-    row += [f"{step_traffic(plan, shared.work).sum / 1e9:.1f}", card.told(pick.seconds), str(shared.samples_per_step)]
+    row += [f"{step_traffic(plan, shared.work).sum / 1e9:.1f}", card.told(pick.seconds, plan), str(shared.samples_per_step)]
     row += [pace[0] if low == high else " to ".join(pace)]
     if price:
-        row.append(card.told(1000 * seconds / shared.samples_per_step / 3600 * price * shared.layout.world))
+        row.append(card.told(1000 * seconds / shared.samples_per_step / 3600 * price * shared.layout.world, plan))
     return row

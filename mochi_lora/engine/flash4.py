@@ -25,8 +25,7 @@ def refusal(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"flash4 runs on an NVIDIA GPU of the Hopper or Blackwell generation, not on {device.type}"
     if not suits(device):
-        major, minor = torch.cuda.get_device_capability(device)
-        return f"flash4 wants compute capability 9.0 or 10.0 (H100, H200, B200), this GPU has {major}.{minor}"
+        return other_generation(*torch.cuda.get_device_capability(device))
     try:
         _halves()
     except UserError as error:
@@ -36,7 +35,14 @@ def refusal(device: torch.device) -> str | None:
 
 def suits(device: torch.device) -> bool:
     """Whether this GPU is one that the package was made for; says nothing about whether it is installed."""
-    return torch.cuda.get_device_capability(device)[0] in _MAJORS
+    return other_generation(*torch.cuda.get_device_capability(device)) is None
+
+
+def other_generation(major: int, minor: int) -> str | None:
+    """Why flash4 has nothing for a GPU of this compute capability; None if it has."""
+    if major in _MAJORS:
+        return None
+    return f"flash4 wants compute capability 9.0 or 10.0 (H100, H200, B200), this GPU has {major}.{minor}"
 
 
 def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import register_flop_formula
 from mochi_lora.engine import flash4
 
 Attention = Literal["auto", "cudnn", "flash4", "flash", "efficient", "math"]
+HALF_ONLY: frozenset[Attention] = frozenset(("cudnn", "flash4", "flash"))  # on a GPU these take no float32
 Pair = tuple[torch.Tensor, torch.Tensor]
 Triple = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Pair]
@@ -92,11 +93,15 @@ def _flash_backward(
 
 
 def _math_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Pair:
-    """Written out, in float32 at least. All S x S scores stand in memory, 11 GiB a copy at 37 frames of 480x848."""
+    """Written out, in float32 at least. All S x S scores stand in memory, 11 GiB a copy at 37 frames of 480x848.
+
+    Autocast reaches into an operator and would round both products to bf16; torch's fused kernels are on none of its lists.
+    """
     q, k, wide = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (q, k, v))
-    scores = q @ k.mT * q.shape[3] ** -0.5
-    lse = scores.logsumexp(-1)
-    return ((scores - lse.unsqueeze(-1)).exp() @ wide).to(v.dtype), lse
+    with torch.autocast(q.device.type, enabled=False):
+        scores = q @ k.mT * q.shape[3] ** -0.5
+        lse = scores.logsumexp(-1)
+        return ((scores - lse.unsqueeze(-1)).exp() @ wide).to(v.dtype), lse
 
 
 def _math_backward(
@@ -104,9 +109,10 @@ def _math_backward(
 ) -> Triple:
     dtype, scale = q.dtype, q.shape[3] ** -0.5
     grad, q, k, v, out = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (grad, q, k, v, out))
-    weights = (q @ k.mT * scale - lse.unsqueeze(-1)).exp()
-    slopes = weights * (grad @ v.mT - (grad * out).sum(-1, keepdim=True)) * scale
-    return (slopes @ k).to(dtype), (slopes.mT @ q).to(dtype), (weights.mT @ grad).to(dtype)
+    with torch.autocast(q.device.type, enabled=False):
+        weights = (q @ k.mT * scale - lse.unsqueeze(-1)).exp()
+        slopes = weights * (grad @ v.mT - (grad * out).sum(-1, keepdim=True)) * scale
+        return (slopes @ k).to(dtype), (slopes.mT @ q).to(dtype), (weights.mT @ grad).to(dtype)
 
 
 # On [B, H, S, D]; flash4 alone wants [B, S, H, D].

@@ -5,6 +5,7 @@ modulation; the rest (embeddings, norms, the last projection) stays bf16 at ever
 """
 
 import re
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -122,11 +123,14 @@ def _has_4_bit_kernels() -> bool:
 def require_precision(precision: Precision, device: torch.device) -> None:
     """Raises UserError where `device` cannot run `precision`, naming those it can."""
     runs = precisions_of(device)
-    if precision in runs:
-        return
-    card = f"{torch.cuda.get_device_name(device)}"
+    if precision not in runs:
+        raise lacking(precision, runs, torch.cuda.get_device_name(device))
+
+
+def lacking(precision: Precision, runs: Sequence[Precision], card: str) -> UserError:
+    """What to say where `card` runs only `runs`."""
     lacks = {
         "fp8": f"{card} has no fp8 matrix products (they need compute capability 8.9 or more: Ada, Hopper, Blackwell)",
         "nf4": f"bitsandbytes has no CUDA kernels on this machine ({card}); `python -m bitsandbytes` says why",
     }
-    raise UserError(f"engine.precision: {precision}, but {lacks[precision]}; set it to {', '.join(runs[:-1])} or {runs[-1]}")
+    return UserError(f"engine.precision: {precision}, but {lacks[precision]}; set it to {', '.join(runs[:-1])} or {runs[-1]}")

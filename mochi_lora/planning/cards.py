@@ -3,16 +3,18 @@
 import difflib
 import re
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import yaml
 
-from mochi_lora.engine.kernels import Attention
-from mochi_lora.engine.precision import Precision
+from mochi_lora.engine import flash4
+from mochi_lora.engine.kernels import HALF_ONLY, Attention
+from mochi_lora.engine.plan import Plan
+from mochi_lora.engine.precision import Precision, lacking, precisions_of
 from mochi_lora.errors import UserError
 
 _GIB = 2**30
@@ -20,7 +22,9 @@ _FP8_FROM = 8.9  # compute capability
 # Flash attention's share of the bf16 peak, forward and backward, on cards nobody measured (FlashAttention-2's own tables for an
 # A100 say 0.5 to 0.7).
 _ATTENTION_SHARE = (0.6, 0.5)
+_EFFICIENT_SHARE = (0.49, 0.40)  # of flash's rates: the memory-efficient kernel's on an H200, forward and backward
 _RANGE = (0.8, 1.5)  # of a time estimated from a datasheet
+_TIMED: tuple[Precision, ...] = ("bf16", "fp8")  # steps at full size; those of the others are arithmetic on every card
 # Of what NVLink or InfiniBand carries, what collectives reach: 370 of 450 GB/s, says NCCL's author (NVIDIA/nccl-tests#212).
 _LINK_SHARE = 0.82
 _ETHERNET = 1.25  # GB/s between hosts of cards whose network is not known: 10 Gbit/s
@@ -41,29 +45,44 @@ class Card:
     network: float  # of other hosts, this GPU's share
     attention: dict[Attention, Rates]
     source: str | None  # of its own measurements; None: an estimate from its datasheet
+    lacks: frozenset[Precision] = frozenset()  # in this machine: no kernels are installed for them
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """Base precisions that it has kernels for, the exact one first."""
-        return ("bf16", "fp8", "nf4", "int8") if self.capability >= _FP8_FROM else ("bf16", "nf4", "int8")
+        """Base precisions for `auto` that it has kernels for, the exact one first."""
+        every: tuple[Precision, ...] = ("bf16", "fp8", "nf4", "int8")
+        return tuple(one for one in every if one not in self.lacks and (one != "fp8" or self.capability >= _FP8_FROM))
 
-    @property
-    def spread(self) -> tuple[float, float]:
-        """Factors around a predicted time; 1 and 1 where it was measured."""
-        return (1.0, 1.0) if self.source else _RANGE
+    def require(self, precision: Precision, attention: Attention) -> None:
+        """Raises UserError where it has no kernel for one of the two, or none for both together."""
+        runs = tuple(one for one in get_args(Precision) if one == "fp32" or one in self.precisions)
+        if precision not in runs:
+            raise lacking(precision, runs, self.name)
+        major, minor = divmod(round(10 * self.capability), 10)
+        if attention == "flash4" and (why := flash4.other_generation(major, minor)):
+            raise UserError(f"engine.attention: {why}; set it to auto")
+        if precision == "fp32" and attention in HALF_ONLY:
+            message = f"engine.attention: {attention} takes no float32, which engine.precision asks for"
+            raise UserError(f"{message}; set it to auto, efficient or math")
 
-    def told(self, predicted: float, form: str = ".2f") -> str:
-        """A predicted time, or what follows from one, for people: a range where nobody measured this card."""
-        low, high = self.spread
+    def spread(self, plan: Plan) -> tuple[float, float]:
+        """Factors around a predicted time; 1 and 1 where such a plan was measured."""
+        measured = self.source is not None and plan.precision in _TIMED and plan.attention in self.attention
+        return (1.0, 1.0) if measured else _RANGE
+
+    def told(self, predicted: float, plan: Plan, form: str = ".2f") -> str:
+        """A predicted time, or what follows from one, for people: a range where nobody measured this plan on this card."""
+        low, high = self.spread(plan)
         return f"{predicted:{form}}" if low == high else f"{low * predicted:{form}} to {high * predicted:{form}}"
 
-    def fastest_attention(self) -> Attention:
+    def fastest_attention(self, precision: Precision) -> Attention:
         """The kernel that needs nothing installed and is the fastest at the shortest length known."""
-        return max((name for name in self.attention if name != "flash4"), key=lambda name: sum(self.attention[name][0][1:]))
+        without = HALF_ONLY if precision == "fp32" else {"flash4"}
+        return max(self.attention.keys() - without, key=lambda name: sum(self.attention[name][0][1:]))
 
     def attention_rates(self, kernel: Attention, tokens: int) -> tuple[float, float]:
-        """TFLOP/s (forward, backward) at this length, between its neighbours in the table. The slowest for a kernel unknown."""
-        rates = self.attention.get(kernel) or self.attention[min(self.attention, key=lambda name: self.attention[name][0][1])]
+        """TFLOP/s (forward, backward) at this length, between its neighbours in the table. Flash's for a kernel unknown."""
+        rates = self.attention.get(kernel) or self.attention["flash"]
         right = bisect_left(rates, (tokens,))
         if right in (0, len(rates)):
             return rates[min(right, len(rates) - 1)][1:]
@@ -102,10 +121,9 @@ def card_nearest(gib: float) -> Card:
 def card_of(device: torch.device) -> Card:
     """The card in this machine: from the table, or for a stranger from a moment's measurement."""
     name = torch.cuda.get_device_name(device)
-    for row, card in zip(_table("cards.yaml"), cards(), strict=True):
-        if re.search(row["device"], name):
-            return card
-    return _measured_here(device, name)
+    rows = zip(_table("cards.yaml"), cards(), strict=True)
+    card = next((card for row, card in rows if re.search(row["device"], name)), None) or _measured_here(device, name)
+    return replace(card, lacks=frozenset(card.precisions).difference(precisions_of(device)))
 
 
 def price_of(card: Card) -> tuple[float, str] | None:
@@ -132,8 +150,7 @@ def _card(row: dict[str, Any], reference: dict[str, Any]) -> Card:
             kernel: tuple((int(s), float(f), float(b)) for s, f, b in lines) for kernel, lines in own["attention"].items()
         }
     else:
-        forward, backward = (share * peak["bf16"] for share in _ATTENTION_SHARE)
-        attention = {"flash": ((1, forward, backward),)}
+        attention = _estimated_attention(peak["bf16"])
     return Card(
         name=row["name"],
         capability=row["capability"],
@@ -162,7 +179,6 @@ def _measured_here(device: torch.device, name: str) -> Card:
     bandwidth = 2 * 2**28 / _seconds(lambda: twin.copy_(big)) / 1e9
     host = 2**28 / _seconds(lambda: big.copy_(pinned, non_blocking=True)) / 1e9
     major, minor = torch.cuda.get_device_capability(device)
-    forward, backward = (share * bf16 for share in _ATTENTION_SHARE)
     return Card(
         name=name,
         capability=major + minor / 10,
@@ -172,9 +188,16 @@ def _measured_here(device: torch.device, name: str) -> Card:
         host=host,
         link=host,
         network=_LINK_SHARE * _ETHERNET,
-        attention={"flash": ((1, forward, backward),)},
+        attention=_estimated_attention(bf16),
         source=None,
     )
+
+
+def _estimated_attention(bf16: float) -> dict[Attention, Rates]:
+    """By the usual shares of the rate of bf16 products."""
+    forward, backward = (share * bf16 for share in _ATTENTION_SHARE)
+    efficient = (1, _EFFICIENT_SHARE[0] * forward, _EFFICIENT_SHARE[1] * backward)
+    return {"flash": ((1, forward, backward),), "efficient": (efficient,)}
 
 
 def _seconds(work: Any, times: int = 10) -> float:  # noqa: ANN401 - a callable whose result is dropped

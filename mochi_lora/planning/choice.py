@@ -35,6 +35,10 @@ _STEPS_OF_COUNTS = 12
 _T = TypeVar("_T")
 # From the least memory to the most; a mix has the leaner mode first, because the last blocks' backward comes at the peak.
 MODES: tuple[Mode, ...] = ("offload", "full", "attention_saved", "mlp_recomputed", "none")
+_FILMED = "sample (frames, height, width)"
+_SHAPES = {  # where the shape comes from that a footprint's worst moment is about
+    "training": "data.buckets", "validation": "data.buckets", "denoising videos": _FILMED, "decoding videos": _FILMED,
+}  # fmt: skip
 
 
 class NoPlanFitsError(UserError):
@@ -55,7 +59,11 @@ class Room:
 
     def holds(self, footprint: Footprint, processes: int) -> bool:
         """Whether it fits, on the device and on the host that `processes` share."""
-        return footprint.device <= self.usable and footprint.host * processes <= self.host * _HOST_SHARE
+        return footprint.device <= self.usable and self.hosts(footprint, processes)
+
+    def hosts(self, footprint: Footprint, processes: int) -> bool:
+        """Whether what it takes of the host is there."""
+        return footprint.host * processes <= self.host * _HOST_SHARE
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,20 @@ class Choice:
     smaller: Forecast | None
     card: Card
 
+    def when_full(self) -> str:
+        """What to say when the GPU's memory was too small all the same."""
+        footprint = self.pick.footprint
+        words = (
+            f"The plan was {self.pick.plan}: predicted were {footprint.device:.1f} GiB while {footprint.worst}, of "
+            f"{self.room.device:.1f} free at the start"
+        )
+        if self.smaller is None:
+            return f"{words}; no plan is much smaller, so take fewer frames or a smaller size in {_SHAPES[footprint.worst]}"
+        return (
+            f"{words}. The next smaller plan is predicted to take {self.smaller.footprint.device:.1f} GiB: set, below engine, "
+            f"{self.smaller.plan}"
+        )
+
 
 def forecast(plan: Plan, work: Workload, card: Card) -> Forecast:
     """Everything predicted of one plan."""
@@ -87,10 +109,11 @@ def forecast(plan: Plan, work: Workload, card: Card) -> Forecast:
 def choose(engine: EngineConfig, work: Workload, card: Card, room: Room, attention: Attention) -> Choice:
     """The plan that `engine.plan` asks for, on a GPU, with `attention` settled.
 
-    A plan set by hand in every part is taken as it is. Raises UserError where settings do not suit the model, and
-    NoPlanFitsError.
+    A plan set by hand in every part is taken as it is. Raises UserError where settings do not suit the model or the card,
+    and NoPlanFitsError.
     """
     check_settings(engine, work)
+    card.require(named_precision(engine, work) or "bf16", attention)
     found = [forecast(plan, work, card) for plan in candidates(engine, work, card, attention)]
     by_hand = len({item.plan for item in found}) == 1
     fitting = [item for item in found if room.holds(item.footprint, work.processes)]
@@ -104,7 +127,7 @@ def choose(engine: EngineConfig, work: Workload, card: Card, room: Room, attenti
         pick = _exact_if_as_fast(open_to_us, min(open_to_us, key=_preference))
         if engine.guidance_passes == "auto":
             pick = _guided_in_one_pass_if_faster(pick, work, card, room)
-    return Choice(pick, room, bool(fitting), next_smaller(engine, work, card, pick, found), card)
+    return Choice(pick, room, bool(fitting), next_smaller(engine, work, card, room, pick, found), card)
 
 
 def split_where_nothing_fits(engine: EngineConfig, world: int, settle: Callable[[EngineConfig], _T]) -> _T:
@@ -174,11 +197,10 @@ def named_precision(engine: EngineConfig, work: Workload) -> Precision | None:
 
 
 def _precisions(engine: EngineConfig, work: Workload, card: Card) -> tuple[Precision, ...]:
-    """Videos are made in bf16 unless something else is asked for: rounding would change them."""
+    """Videos and held-out losses of `sample` and `evaluate` are made in bf16 unless a precision is asked for by name."""
     if (named := named_precision(engine, work)) is not None:
         return (named,)
-    exact = engine.plan == "exact" or (work.adapter is None and engine.plan == "auto")
-    return ("bf16",) if exact else card.precisions
+    return ("bf16",) if engine.plan == "exact" or work.adapter is None else card.precisions
 
 
 def _mixes(engine: EngineConfig, work: Workload) -> Sequence[str]:
@@ -220,9 +242,10 @@ def _preference(item: Forecast) -> tuple[float, bool, float]:
 
 
 def next_smaller(
-    engine: EngineConfig, work: Workload, card: Card, pick: Forecast, found: Sequence[Forecast] = ()
+    engine: EngineConfig, work: Workload, card: Card, room: Room, pick: Forecast, found: Sequence[Forecast] = ()
 ) -> Forecast | None:
-    """The fastest of those that take clearly less than `pick`, with its kernel, whatever else was set by hand.
+    """Of those that take clearly less of the device than `pick` and whose host memory is there, the one that `auto` would take,
+    with `pick`'s kernel, whatever else was set by hand.
 
     `found`: forecasts of every plan, where they have been made already.
     """
@@ -232,8 +255,9 @@ def next_smaller(
         if found and free == engine
         else [forecast(plan, work, card) for plan in candidates(free, work, card, pick.plan.attention)]
     )
-    less = [item for item in every if item.footprint.device <= pick.footprint.device * _MUCH_SMALLER]
-    return min(less, key=_preference, default=None)
+    most = pick.footprint.device * _MUCH_SMALLER
+    less = [item for item in every if item.footprint.device <= most and room.hosts(item.footprint, work.processes)]
+    return _exact_if_as_fast(less, min(less, key=_preference)) if less else None
 
 
 def freed(engine: EngineConfig) -> EngineConfig:
@@ -280,8 +304,7 @@ def _nothing_fits(found: Sequence[Forecast], work: Workload, room: Room) -> NoPl
         change = "free host memory, or set engine.block_swap and engine.cpu_offload by hand"
     else:
         told = f"{gib:.1f} GiB are needed while {worst}, {room.usable:.1f} of {room.device:.1f} free ones may be used"
-        shape = {"training": "data.buckets", "validation": "data.buckets"}.get(worst, "sample (frames, height, width)")
-        change = f"take fewer frames or a smaller size in {shape}"
+        change = f"take fewer frames or a smaller size in {_SHAPES[worst]}"
         change += ", or train.sample_every 0" if worst.endswith("videos") and work.adapter else ""
     message = f"no plan fits this GPU: of the smallest ({least.plan}) {told}. {change[0].upper()}{change[1:]}"
     return NoPlanFitsError(f"{message}; set every part of engine by hand to try it all the same")

@@ -1,8 +1,8 @@
 """How much memory a plan takes, predicted before any weight is read: on the device, pinned and in all on the host.
 
-From first principles with a few fitted constants (`fitted.yaml`). A unit is one bf16 vector of the visual width; the text
-stream is half as wide, so a text token counts half. The device's peak is the worst of the run's moments: a training step at the
-largest clip, denoising a video, decoding it.
+From first principles with a few fitted constants (`fitted.yaml`). A unit is one vector of the visual width, bf16 unless the
+precision is fp32; the text stream is half as wide, so a text token counts half. The device's peak is the worst of the run's
+moments: a training step at the largest clip, denoising a video, decoding it.
 """
 
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from mochi_lora.planning.workload import ModelSize, Workload
 GIB = 2**30
 _SLOTS = 2  # swapped blocks that are on the device at a time
 _IN_FLIGHT = 2  # blocks whose offloaded activations are on the device at a time
+SCORE_COPIES = 3  # that stand at a time in either half of the kernel called math, counted in the code
 _PROCESS_GIB = 4.0  # Python, torch, CUDA's libraries, the loader's processes
 # Bytes per parameter; nf4: half a byte, and a doubly quantised scale per 64. Scales per channel are too few to count.
 _BYTES: dict[type[QuantisedLinear] | None, float] = {Fp8Linear: 1, Int8Linear: 1, Nf4Linear: 0.5 + (1 + 4 / 256) / 64}
@@ -84,15 +85,18 @@ def predict_memory(plan: Plan, work: Workload, constants: Constants | None = Non
     beside = work.beside_gib * (not plan.cpu_offload)
     standing = known.base_gib + resident + trained + beside
     offloaded = _offloaded(plan, work) / GIB
-    moments = [("training", standing + _activations(plan, work, known) / GIB)] if work.adapter else []
-    forward = known.forward_compiled if plan.compile else known.forward_eager
-    moments.append(("validation", standing + forward * _unit(work.model) * _tokens(work) / GIB))
+    scores = _scores(plan, work, work.bucket.tokens, work.batch)
+    moments = [("training", standing + (_activations(plan, work, known) + scores) / GIB)] if work.adapter else []
+    forward = (known.forward_compiled if plan.compile else known.forward_eager) * _unit(plan, work.model)
+    moments.append(("validation", standing + (forward * _tokens(work) + scores) / GIB))
     host = _PROCESS_GIB + max(swapped + offloaded, _loaded_to_be_split(plan, work.model) / GIB)
     if work.films:
         together = 2 if work.films.guided and plan.guidance_passes == "one" else 1
-        sample = together * (work.films.bucket.tokens / work.context + work.text_tokens / 2)
+        tokens = work.films.bucket.tokens
+        sample = together * (tokens / work.context + work.text_tokens / 2)
+        denoising = standing + (forward * sample + _scores(plan, work, tokens, 1)) / GIB
         waiting = work.films.vae_gib * (work.adapter is None and not plan.cpu_offload)
-        moments.append(("denoising videos", standing + waiting + forward * _unit(work.model) * sample / GIB))
+        moments.append(("denoising videos", denoising + waiting))
         moments.append(("decoding videos", standing - resident * plan.cpu_offload + work.films.decoding_gib))
         host += (resident + work.beside_gib) * plan.cpu_offload
     return Footprint(tuple(moments), swapped + offloaded, host)
@@ -123,14 +127,14 @@ def split_bytes(model: ModelSize, precision: Precision) -> tuple[float, ...]:
     return tuple(blocks)
 
 
-def kept_bytes(mode: Mode, work: Workload, *, compiled: bool, constants: Constants | None = None) -> float:
-    """What one block keeps from the forward to the backward pass."""
+def kept_bytes(mode: Mode, plan: Plan, work: Workload, constants: Constants | None = None) -> float:
+    """What one block of this mode keeps from the forward to the backward pass; the plan's own modes do not matter."""
     known = constants or fitted()
     units = _KEPT[mode]
     if units is None:
-        return (known.kept_compiled if compiled else known.kept_eager) * _unit(work.model) * _tokens(work)
+        return (known.kept_compiled if plan.compile else known.kept_eager) * _unit(plan, work.model) * _tokens(work)
     statistics = 4 * work.model.heads if mode != "full" else 0
-    return (units * _unit(work.model) + statistics) * _tokens(work)
+    return (units * _unit(plan, work.model) + statistics) * _tokens(work)
 
 
 @cache
@@ -146,11 +150,11 @@ def offloading_blocks(plan: Plan, work: Workload) -> int:
 
 def _activations(plan: Plan, work: Workload, known: Constants) -> float:
     """Peak of a step's activations: blocks go backwards, so a block's own work stands on what the blocks before it keep."""
-    gradients = (known.gradients_compiled if plan.compile else known.gradients_eager) * _unit(work.model) * _tokens(work)
-    everything = kept_bytes("none", work, compiled=plan.compile, constants=known)
+    gradients = (known.gradients_compiled if plan.compile else known.gradients_eager) * _unit(plan, work.model) * _tokens(work)
+    everything = kept_bytes("none", plan, work, known)
     below, peak = 0.0, 0.0
     for mode, blocks in runs_of(plan.checkpointing, work.model.layers):
-        own = kept_bytes(mode, work, compiled=plan.compile, constants=known)
+        own = kept_bytes(mode, plan, work, known)
         on_device = min(blocks, _IN_FLIGHT) * own if mode == "offload" else blocks * own
         below += on_device
         peak = max(peak, below + gradients + (0 if mode == "none" else everything))
@@ -165,7 +169,19 @@ def _loaded_to_be_split(plan: Plan, model: ModelSize) -> float:
 def _offloaded(plan: Plan, work: Workload) -> float:
     if work.adapter is None:
         return 0.0
-    return offloading_blocks(plan, work) * kept_bytes("offload", work, compiled=plan.compile)
+    return offloading_blocks(plan, work) * kept_bytes("offload", plan, work)
+
+
+def _scores(plan: Plan, work: Workload, tokens: int, batch: int) -> float:
+    """Of the kernel called math at its worst moment (`engine.kernels`), one block's; every other kernel has none."""
+    if plan.attention != "math":
+        return 0.0
+    return SCORE_COPIES * score_bytes(work, tokens, batch)
+
+
+def score_bytes(work: Workload, tokens: int, batch: int) -> float:
+    """One copy of the float32 scores of every token with every token."""
+    return 4.0 * batch * work.model.heads / work.context * (tokens + work.text_tokens) ** 2
 
 
 @cache
@@ -184,8 +200,8 @@ def _stored(precision: Precision, part: Part) -> float:
     return _BYTES.get(FORMATS[precision].get(part), compute_dtype(precision).itemsize)
 
 
-def _unit(model: ModelSize) -> int:
-    return 2 * model.width
+def _unit(plan: Plan, model: ModelSize) -> int:
+    return compute_dtype(plan.precision).itemsize * model.width
 
 
 def _tokens(work: Workload) -> float:

@@ -9,8 +9,17 @@ from dataclasses import dataclass, replace
 
 from mochi_lora.config.engine import Mode
 from mochi_lora.engine.plan import Plan
+from mochi_lora.engine.precision import compute_dtype
 from mochi_lora.planning.cards import Card
-from mochi_lora.planning.footprint import Constants, fitted, kept_bytes, offloading_blocks, runs_of, weight_bytes
+from mochi_lora.planning.footprint import (
+    Constants,
+    fitted,
+    kept_bytes,
+    offloading_blocks,
+    runs_of,
+    score_bytes,
+    weight_bytes,
+)
 from mochi_lora.planning.traffic import (
     exchange_seconds,
     gather_seconds,
@@ -28,7 +37,10 @@ _TRANSPOSED = 3.0  # bytes per parameter of fp8 weights in the backward pass: re
 # Operations that a pixel of a decoded video counts as: 1.941 s for 163x480x848 at an H200's rate of bf16 products, by our VAE
 # in bf16 (benchmarks/results/encode.jsonl; its 0.448 s for 37 frames come out 2 % short).
 _DECODED_PIXEL = 1.941 * 750e12 / (163 * 480 * 848)
-_SEEN = 0.1  # of a transfer's time that shows although there is work to hide it behind (guessed; nobody measured it)
+# Of a transfer's time, what shows although there is work to hide it behind: of copies from the host a guess, of gathers between
+# GPUs what two H200 lost at 37 frames (54 ms a step of 2 x 27 ms, 43 a guided step): NCCL takes multiprocessors and bandwidth.
+_SEEN, _GATHER_SEEN = 0.1, 0.9
+_SCORES_MOVED = (10, 18)  # copies of the scores that the kernel called math reads and writes, forward and backward
 _EMULATED = 0.4  # of the bf16 rate: products of a precision that the card has no kernel for
 
 
@@ -57,12 +69,11 @@ def seconds_per_step(plan: Plan, work: Workload, card: Card, constants: Constant
     again = _recomputed(plan, work, card, known)
     exchange = exchange_seconds(plan, work, card)
     swap = _fetch_seconds(plan, work, card, gathered_one_way(plan, work))
-    kept = (
-        offloading_blocks(plan, work) * kept_bytes("offload", work, compiled=plan.compile, constants=known) / (card.host * 1e9)
-    )
+    kept = offloading_blocks(plan, work) * kept_bytes("offload", plan, work, known) / (card.host * 1e9)
     there = forward.seconds + exchange + velocity_seconds(plan, work, card)
-    out = max(there, swap, kept) + _SEEN * (swap + kept)  # to the host and from it are two lanes
-    back = max(backward.seconds + again + (1 + repeated(plan, work)) * exchange, swap + kept) + _SEEN * (swap + kept)
+    shown = (_GATHER_SEEN if plan.shard > 1 else _SEEN) * swap + _SEEN * kept
+    out = max(there, swap, kept) + shown  # to the host and from it are two lanes
+    back = max(backward.seconds + again + (1 + repeated(plan, work)) * exchange, swap + kept) + shown
     return work.micro_steps * (out + back) + reduce_seconds(work, card) + known.fixed_seconds
 
 
@@ -78,7 +89,7 @@ def seconds_per_pass(plan: Plan, work: Workload, card: Card, constants: Constant
     swap = _fetch_seconds(plan, work, card, pass_traffic(plan, work).gathered)
     there = _forward(plan, work, card, known).seconds
     there += exchange_seconds(plan, work, card) + velocity_seconds(plan, work, card)
-    return max(there, swap) + _SEEN * swap
+    return max(there, swap) + (_GATHER_SEEN if plan.shard > 1 else _SEEN) * swap
 
 
 def seconds_per_guided_step(plan: Plan, work: Workload, card: Card, constants: Constants | None = None) -> float:
@@ -101,19 +112,17 @@ def _fetch_seconds(plan: Plan, work: Workload, card: Card, gathered: float) -> f
 
 
 def _forward(plan: Plan, work: Workload, card: Card, known: Constants) -> _Pass:
-    rate, _ = card.attention_rates(plan.attention, work.bucket.tokens)
     return _Pass(
         _products(plan, work, card, backward=False),
-        _attention_operations(work) / (rate * 1e12),
+        _attention(plan, work, card, backward=False),
         _moved(plan, work, card, known, (known.moved_compiled if plan.compile else known.moved_eager) / 3),
     )
 
 
 def _backward(plan: Plan, work: Workload, card: Card, known: Constants) -> _Pass:
-    _, rate = card.attention_rates(plan.attention, work.bucket.tokens)
     return _Pass(
         _products(plan, work, card, backward=True),
-        2.5 * _attention_operations(work) / (rate * 1e12),
+        _attention(plan, work, card, backward=True),
         _moved(plan, work, card, known, (known.moved_compiled if plan.compile else known.moved_eager) * 2 / 3),
     )
 
@@ -159,6 +168,16 @@ def _products(plan: Plan, work: Workload, card: Card, *, backward: bool) -> floa
     return seconds + few_rows
 
 
+def _attention(plan: Plan, work: Workload, card: Card, *, backward: bool) -> float:
+    """All blocks' attention in one direction; in float32 at half the rate, as every product here."""
+    operations = _attention_operations(work) * (2.5 if backward else 1.0)
+    if plan.attention == "math":
+        copies = _SCORES_MOVED[backward] * work.model.layers * score_bytes(work, work.bucket.tokens, work.batch)
+        return operations / (card.products["bf16"] / 2 * 1e12) + copies / (card.bandwidth * 1e9)
+    rate = card.attention_rates(plan.attention, work.bucket.tokens)[backward]
+    return operations / (rate * (0.5 if plan.precision == "fp32" else 1.0) * 1e12)
+
+
 def _attention_operations(work: Workload) -> float:
     """Forward, all blocks: two products of S x S x width, two operations each; context ranks have a part of the heads."""
     length = work.bucket.tokens + work.text_tokens
@@ -169,4 +188,6 @@ def _moved(plan: Plan, work: Workload, card: Card, known: Constants, units: floa
     if plan.precision == "fp8":
         units += known.quantising
     length = work.tokens + work.batch * work.text_tokens / 2
-    return units * 2 * work.model.width * length * work.model.layers / (card.bandwidth * 1e9)
+    return (
+        units * compute_dtype(plan.precision).itemsize * work.model.width * length * work.model.layers / (card.bandwidth * 1e9)
+    )

@@ -21,6 +21,10 @@ class Resolved:
     plan: Plan
     choice: Choice | None
 
+    def when_full(self) -> str | None:
+        """What to say when memory was too small all the same; None where nothing was predicted."""
+        return None if self.choice is None else self.choice.when_full()
+
 
 def resolve_plan(engine: EngineConfig, work: Workload, room: Room | None = None) -> Resolved:
     """Settle every `auto`; the attention kernel is tried, forward and backward, on the run's own shape. `room` is what is free

@@ -27,7 +27,9 @@ from mochi_lora.planning.workload import Workload
 # Units (a bf16 vector of the visual width per token) that one block's two exchanges read and write beside the link, counted in
 # the code: q, k and v are stacked, put in order for the ranks, and put in order again; the output twice.
 _REARRANGED = 22
-_CALL = 20e-6  # seconds until a collective's first byte arrives (guessed; nobody measured it)
+# Seconds that a collective takes beside its bytes, waiting for the other ranks included: what is left of 288 exchanges a step
+# of two H200, 0.1 s at 85 frames and at 163 (benchmarks/results/scale.jsonl). More ranks may take longer.
+_CALL = 370e-6
 _PLACES = 2  # sharded blocks that lie there whole
 
 

@@ -15,18 +15,18 @@ from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import LoadedTransformer, load_transformer, read_config
 from mochi_lora.parallel.mesh import ALONE, Ranks, layout_of
 from mochi_lora.planning.choice import Room
-from mochi_lora.planning.resolve import resolve_plan
+from mochi_lora.planning.resolve import Resolved, resolve_plan
 from mochi_lora.planning.workload import ModelSize
 from mochi_lora.runs.decoder import load_decoder
 from mochi_lora.runs.processes import processes_here
 from mochi_lora.runs.workloads import sampling_work
 
 
-def sampling_plan(config: Config, *, with_text: bool = False, ranks: Ranks = ALONE, room: Room | None = None) -> Plan:
+def sampling_plan(config: Config, *, with_text: bool = False, ranks: Ranks = ALONE, room: Room | None = None) -> Resolved:
     """The engine's settings on this machine; reads no weight. `with_text`: T5 stays where it works; `room` as there."""
     layout_of(config.engine.parallel, ranks.layout.world)  # refused here by who cannot join a launch
     work = sampling_work(config, with_text=with_text, processes=processes_here())
-    return resolve_plan(config.engine, work, room).plan
+    return resolve_plan(config.engine, work, room)
 
 
 def load_planned(folder: Path, plan: Plan, device: torch.device) -> LoadedTransformer:

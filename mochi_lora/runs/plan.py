@@ -10,7 +10,10 @@ from accelerate import Accelerator
 from mochi_lora.config.engine import EngineConfig
 from mochi_lora.config.schema import Config
 from mochi_lora.console import console
+from mochi_lora.engine.attention import check_attention
 from mochi_lora.engine.plan import Plan
+from mochi_lora.engine.precision import compute_dtype, require_precision
+from mochi_lora.errors import UserError
 from mochi_lora.parallel.mesh import Layout
 from mochi_lora.planning.cards import card_of
 from mochi_lora.planning.choice import Choice, Room, forecast, next_smaller, split_where_nothing_fits
@@ -37,7 +40,7 @@ class RunPlan:
         """For the head of a run."""
         if self.choice is None or self.seconds is None:
             return f"plan     {self.plan}"
-        pick, pace = self.choice.pick, self.choice.card.told(self.seconds)
+        pick, pace = self.choice.pick, self.choice.card.told(self.seconds, self.plan)
         return (
             f"plan     {self.plan}\n"
             f"expected {pick.footprint.device:.1f} GiB at most (while {pick.footprint.worst}), "
@@ -46,19 +49,7 @@ class RunPlan:
 
     def when_full(self) -> str | None:
         """What to say when the GPU's memory was too small all the same."""
-        if self.choice is None:
-            return None
-        pick, smaller = self.choice.pick, self.choice.smaller
-        words = (
-            f"The plan was {self.plan}: predicted were {pick.footprint.device:.1f} GiB while {pick.footprint.worst}, of "
-            f"{self.choice.room.device:.1f} free at the start"
-        )
-        if smaller is None:
-            return f"{words}; no plan is much smaller, so take fewer frames or a smaller size in data.buckets and sample"
-        return (
-            f"{words}. The next smaller plan is predicted to take {smaller.footprint.device:.1f} GiB: set, below engine, "
-            f"{smaller.plan}"
-        )
+        return None if self.choice is None else self.choice.when_full()
 
     def metrics(self) -> dict[str, float]:
         """What is logged beside the measured figures."""
@@ -82,12 +73,15 @@ def plan_of_run(
 
     The main process's plan is every process's, made for the fullest GPU of the launch. Raises UserError as `resolve_plan`.
     """
-    room = least_room(processes.device)
+    device = processes.device
+    room = least_room(device)
     work = training_work(config, base_of(folder), buckets, processes_here(), layout.world)
     stored = _stored(found)
     _tell_layout(found, layout)
-    if stored is not None and _still_asked_for(config, found, processes.device.type, stored, layout):
-        run = _expected(config, stored, work, buckets, processes.device, room)
+    if stored is not None and decided(
+        lambda: _still_asked_for(config, found, device.type, stored, layout) and _runs_here(stored, work, device)
+    ):
+        run = _expected(config, stored, work, buckets, device, room)
         if run.choice and not run.choice.fits:
             told = f"{run.choice.pick.footprint.device:.1f} GiB are predicted, {run.choice.room.device:.1f} free"
             console.print(f"the plan of the run's first start is kept although memory is short now: {told}", style="yellow")
@@ -97,7 +91,7 @@ def plan_of_run(
     changed = [f"{key}: {old} -> {now[key]}" for key, old in before.items() if old != now[key] and key not in _VIDEOS_ONLY]
     if changed:
         console.print(f"the engine changed since the checkpoint ({', '.join(changed)}): no longer bit for bit the same run")
-    return _expected(config, plan, work, buckets, processes.device, room)
+    return _expected(config, plan, work, buckets, device, room)
 
 
 def _resolved(engine: EngineConfig, work: Workload, layout: Layout, room: Room | None) -> Plan:
@@ -121,6 +115,18 @@ def _still_asked_for(config: Config, found: Checkpoint | None, device: str, stor
     return same and stored.device == device and layout.world % stored.shard == 0
 
 
+def _runs_here(stored: Plan, work: Workload, device: torch.device) -> bool:
+    """Whether this device has the plan's kernels: a run may come back on another card."""
+    try:
+        require_precision(stored.precision, device)
+        check_attention(stored.attention, device, compute_dtype(stored.precision), work.model.head_size, work.model.heads)
+    except UserError as error:
+        told = f"the plan of the run's first start does not run here ({error}): another one is made"
+        console.print(told, style="yellow", markup=False)
+        return False
+    return True
+
+
 def _expected(
     config: Config, plan: Plan, work: Workload, buckets: Sequence[Bucket], device: torch.device, room: Room | None
 ) -> RunPlan:
@@ -128,6 +134,6 @@ def _expected(
         return RunPlan(plan, None, None)
     card = card_of(device)
     pick = forecast(plan, work, card)
-    smaller = next_smaller(config.engine, work, card, pick)
+    smaller = next_smaller(config.engine, work, card, room, pick)
     choice = Choice(pick, room, room.holds(pick.footprint, work.processes), smaller, card)
     return RunPlan(plan, choice, mean_seconds(plan, work, buckets, card))

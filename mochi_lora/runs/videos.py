@@ -26,7 +26,7 @@ from mochi_lora.model.adapter_file import load_adapter
 from mochi_lora.model.base import fingerprint, locate
 from mochi_lora.parallel.mesh import ALONE, Ranks
 from mochi_lora.runs.models import load_sampler, load_text, sampling_plan
-from mochi_lora.runs.processes import agreed, decided, least_room
+from mochi_lora.runs.processes import agreed, decided, least_room, out_of_memory_named
 
 _ABANDONED_SECONDS = 600.0  # nobody takes that long to write one video
 
@@ -44,7 +44,8 @@ def make_videos(
     for path in adapters:
         load_adapter(path, assume_alpha_is_rank=assume_alpha_is_rank)  # a wrong file is told before T5 takes its minutes
     room = least_room(torch.device(resolve_device(config.engine.device)))
-    plan = decided(partial(sampling_plan, config, ranks=ranks, room=room))
+    resolved = decided(partial(sampling_plan, config, ranks=ranks, room=room))
+    plan = resolved.plan
     origin = origin_of(config, plan)
     hashes = {path: sha256_of_file(path) for path in adapters}
     groups = in_switching_order(shots)
@@ -58,7 +59,8 @@ def make_videos(
         embeddings = _embed(config, plan, asked)
         if ranks.rank == 0:
             remove_abandoned(folder, older_than_seconds=_ABANDONED_SECONDS)
-        sampler = load_sampler(config, plan, assume_alpha_is_rank=assume_alpha_is_rank, ranks=ranks)
+        with out_of_memory_named(resolved.when_full()):
+            sampler = load_sampler(config, plan, assume_alpha_is_rank=assume_alpha_is_rank, ranks=ranks)
         numbers = {shot: number for number, shot in enumerate(shot for group in todo for shot in group)}
 
         def keep(shot: Shot, latents: torch.Tensor) -> None:
@@ -67,7 +69,8 @@ def make_videos(
 
         own = ranks.own(len(numbers))
         mine = [[shot for shot in group for _ in range(own.count(numbers[shot]))] for group in todo]
-        _film(config, sampler, embeddings, [group for group in mine if group], keep)
+        with out_of_memory_named(resolved.when_full()):
+            _film(config, sampler, embeddings, [group for group in mine if group], keep)
     if ranks.layout.world > 1:
         dist.barrier()
     return [folder / shot.video for shot in shots]
