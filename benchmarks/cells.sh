@@ -72,7 +72,10 @@ group() {
 		step cap23_163 150 --frames 163 --warmup 1 --steps 5 --memory-cap-gib 23 --plan "$FAST,$CAP23"
 		;;
 	stock) step stock 120 --frames 37 --plan "$FAST,precision=bf16,checkpointing=none" --stock ;;
-	errors) run errors 280 "$PYTHON" benchmarks/train_step.py --errors --errors-output "$OUT/plan_errors.jsonl" ;;
+	errors)
+		run errors 420 "$PYTHON" benchmarks/train_step.py --errors full --errors-output "$OUT/plan_errors.jsonl" || return
+		run errors_tiny 180 "$PYTHON" benchmarks/train_step.py --errors tiny --errors-output "$OUT/plan_errors.jsonl"
+		;;
 	vae)
 		encode vae 250 --what encode decode --frames 37 163 || return
 		encode vae_cap23 120 --what encode --implementation mochi-lora --frames 163 --memory-cap-gib 23

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKLMochi
-from train_step import GIB
+from train_step import FAILURES, GIB, in_a_line
 
 from mochi_lora.model.vae import MochiVae
 from mochi_lora.spec import Bucket
@@ -24,8 +24,8 @@ def measured(told: dict[str, Any], figures: Callable[[], dict[str, Any]]) -> dic
     """A whole line; what `figures` fails with is recorded instead of them."""
     try:
         return told | figures()
-    except (torch.OutOfMemoryError, RuntimeError, NotImplementedError) as error:
-        return told | {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    except FAILURES as error:
+        return told | {"error": in_a_line(error)}
 
 
 def about(arguments: argparse.Namespace, what: str, bucket: Bucket | None, more: dict[str, Any]) -> dict[str, Any]:

@@ -216,14 +216,20 @@ def _scale_row(line: Line) -> list[str]:
 
 
 def _errors() -> _Told:
-    kept = {(line["gpu"], line["gate"], str(Plan(**line["plan"]))): line for line in lines("plan_errors")}
-    head = ("GPU", "Gates", "Plan", "Velocity", "Adapter gradient", "Worst tensor's gradient")
-    return head, _error_row, list(kept.values())
+    kept = {(_subject(line), line["gpu"], line["gate"], str(Plan(**line["plan"]))): line for line in lines("plan_errors")}
+    head = ("Model", "GPU", "Gates", "Plan", "Velocity", "Adapter gradient", "Worst tensor's gradient")
+    order = sorted(kept, key=lambda case: case[:3])  # what a later session adds stands with its own kind
+    return head, _error_row, [kept[case] for case in order]
+
+
+def _subject(line: Line) -> str:
+    """The first lines name no model: there was one."""
+    return str(line.get("model", "full width"))
 
 
 def _error_row(line: Line) -> list[str]:
-    figures = ("velocity_error", "gradient_error", "worst_gradient_error")
-    return [line["gpu"], str(line["gate"]), str(Plan(**line["plan"])), *(f"{line[name]:.1e}" for name in figures)]
+    figures = [f"{line[name]:.1e}" for name in ("velocity_error", "gradient_error", "worst_gradient_error")]
+    return [_subject(line), line["gpu"], str(line["gate"]), str(Plan(**line["plan"])), *figures]
 
 
 def _step_cache() -> _Told:

@@ -102,6 +102,7 @@ class SampleBench(Bench):
             return repeat(self._stock_step(latents, prompt), count)
         if self._model is None or self._model.plan != case.plan:
             torch.compiler.reset()
+            self._model = None  # as in `Bench`
             self._model = VelocityModel(self._transformer, case.plan).eval()
         return repeat(guided_step(self._model, case.bucket), count)
 

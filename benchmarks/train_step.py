@@ -4,8 +4,9 @@
     python benchmarks/train_step.py --frames 37 163 --plan precision=fp8,attention=flash4,checkpointing=none,compile=true
     python benchmarks/train_step.py --plans plans.jsonl --stock --profile
     python benchmarks/train_step.py --errors
+    python benchmarks/train_step.py --errors tiny
 
-`mochi-lora` runs the project's own step with its cache, data loader, optimiser and health check. `--stock` adds the
+`mochi-lora` runs the project's own step with its cache, data loader, optimiser, health check and log lines. `--stock` adds the
 yardstick: diffusers' model and processor, PEFT LoRA on the same modules, its own checkpointing, AdamW. Both learn random
 latents; nothing about quality is claimed. A line is on disk before the next case starts, with what was predicted. Cases of one
 precision and swap share a model. Predictions and outcomes belong into benchmarks/LOG.md.
@@ -37,18 +38,21 @@ from mochi_lora.engine.allocator import expand_segments
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.precision import compute_dtype
 from mochi_lora.engine.swap import home_of
+from mochi_lora.errors import UserError
 from mochi_lora.model import adapter as lora
 from mochi_lora.model.transformer import VelocityModel
 from mochi_lora.model.weights import random_transformer
 from mochi_lora.planning.cards import card_of
 from mochi_lora.planning.choice import forecast
 from mochi_lora.planning.workload import AdapterSize, ModelSize, Workload
+from mochi_lora.runs.workloads import adapter_parameters
 from mochi_lora.spec import TRANSFORMER_PARAMETERS, Bucket
 from mochi_lora.training.trial import TEXT_TOKENS, Step, Trial, random_steps, run_trial
 
 RESULTS = Path(__file__).parent / "results"
 GIB = 2**30
 STOCK = "diffusers"
+FAILURES = (RuntimeError, UserError)  # the first: full memory and missing kernels too; ours: swap that cannot be page-locked
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ def main() -> None:
     if arguments.errors:
         import plan_errors  # noqa: PLC0415 - beside this file
 
-        plan_errors.run(device, layers=min(arguments.layers, 3), heads=arguments.heads, output=arguments.errors_output)
+        layers = min(arguments.layers, 3)
+        plan_errors.run(device, arguments.errors, layers=layers, heads=arguments.heads, output=arguments.errors_output)
         return
     run_cases(Bench, cases(arguments, device), model_of, arguments, device)
 
@@ -80,10 +85,15 @@ def run_cases(
     """A line for each; those next to each other of one `key` run on one bench, and two benches never stand side by side."""
     for _, group in groupby(found, key=key):
         mine = list(group)
-        bench = make(arguments, mine[0], device)
-        for case in mine:
-            append(arguments.output, bench.line(case))
-        del bench
+        try:
+            bench = make(arguments, mine[0], device)
+        except FAILURES as error:
+            for case in mine:
+                append(arguments.output, make.unbuilt(arguments, case, device, error))
+        else:
+            for case in mine:
+                append(arguments.output, bench.line(case))
+            del bench
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -107,10 +117,8 @@ class Bench:
     """A transformer with its adapter, and the cases that run on it."""
 
     def __init__(self, arguments: argparse.Namespace, case: Case, device: torch.device) -> None:
-        self._arguments, self._device = arguments, device
+        self._know(arguments, device)
         cap_memory(case.cap_gib, device)
-        # Mochi-1's published dimensions are the class's defaults; --layers and --heads make it small enough to try.
-        self._dimensions = {"num_layers": arguments.layers, "num_attention_heads": arguments.heads}
         start = time.perf_counter()
         home = partial(home_of, depth=arguments.layers, plan=case.plan) if case.plan.block_swap else None
         self._transformer = random_transformer(self._dimensions, device=device, precision=case.plan.precision, home=home)
@@ -120,14 +128,27 @@ class Bench:
         say(f"{case.trainer}, {case.plan.precision}: {count:,} parameters (full size {TRANSFORMER_PARAMETERS:,}), "
             f"{time.perf_counter() - start:.0f} s to make")  # fmt: skip
 
+    @classmethod
+    def unbuilt(cls, arguments: argparse.Namespace, case: Case, device: torch.device, error: Exception) -> dict[str, Any]:
+        """The line of a case whose model could not be made."""
+        bench = cls.__new__(cls)
+        bench._know(arguments, device)
+        return bench._common(case) | {"error": in_a_line(error)}
+
+    def _know(self, arguments: argparse.Namespace, device: torch.device) -> None:
+        """What a line says of its case comes from here: it is written with a model or without."""
+        self._arguments, self._device = arguments, device
+        # Mochi-1's published dimensions are the class's defaults; --layers and --heads make it small enough to try.
+        self._dimensions = {"num_layers": arguments.layers, "num_attention_heads": arguments.heads}
+
     def line(self, case: Case) -> dict[str, Any]:
         """Measure one case. What it fails with is recorded instead of figures."""
         common = self._common(case)
         say(f"{case.trainer} {case.bucket}: {case.plan}")
         try:
             return common | self._measured(case)
-        except (torch.OutOfMemoryError, RuntimeError, NotImplementedError) as error:
-            return common | {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        except FAILURES as error:
+            return common | {"error": in_a_line(error)}
 
     def _measured(self, case: Case) -> dict[str, Any]:
         arguments = self._arguments
@@ -145,6 +166,7 @@ class Bench:
             return stock_steps(case, self._transformer, self._parameters, self._device, count)
         if self._model is None or self._model.plan != case.plan:
             torch.compiler.reset()
+            self._model = None  # one that fails halfway has changed the transformer's blocks: the old one is of no use any more
             self._model = VelocityModel(self._transformer, case.plan)
         settings = TrainConfig(steps=count, warmup_steps=0)
         return random_steps(self._model, self._parameters, case.bucket, settings, folder)
@@ -155,8 +177,9 @@ class Bench:
         return about("train_step", case.bucket, case.plan, self._arguments) | told
 
     def _predicted(self, case: Case) -> dict[str, float]:
-        count = sum(parameter.numel() for parameter in self._parameters.values())
-        work = Workload(ModelSize.of(self._dimensions), case.bucket, 1, 1, AdapterSize(count, 8, averaged=False), None)
+        size = ModelSize.of(self._dimensions)
+        adapter = AdapterSize(adapter_parameters(_adapter(self._arguments.rank), size), 8, averaged=False)
+        work = Workload(size, case.bucket, 1, 1, adapter, None)
         told = forecast(case.plan, work, card_of(self._device))
         step = dict(told.footprint.moments)["training"]
         return {"step_seconds": told.seconds, "allocated_gib": step, "pinned_gib": told.footprint.pinned}
@@ -210,10 +233,14 @@ def figures(trial: Trial) -> dict[str, Any]:
 def attach(trainer: str, transformer: MochiTransformer3DModel, rank: int) -> dict[str, torch.nn.Parameter]:
     """Joint attention in both; the suffix list a diffusers user would write also hits the caption pooler."""
     if trainer != STOCK:
-        return lora.attach(transformer, AdapterConfig(rank=rank, alpha=rank), seed=0)
+        return lora.attach(transformer, _adapter(rank), seed=0)
     targets = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
     transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), lora.TRAINED)
     return lora.trainable(transformer)
+
+
+def _adapter(rank: int) -> AdapterConfig:
+    return AdapterConfig(rank=rank, alpha=rank)
 
 
 def stock_steps(
@@ -257,6 +284,11 @@ def append(path: Path, line: dict[str, Any]) -> None:
     say(json.dumps(line))
 
 
+def in_a_line(error: Exception) -> str:
+    """Its kind, and the first line of what it says: torch goes on with a page of advice."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
 def say(text: str) -> None:
     """Progress, at once even into a pipe."""
     print(text, flush=True)
@@ -297,7 +329,8 @@ def _plan_of(words: dict[str, Any], device: torch.device) -> Plan:
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argument_parser(__doc__, RESULTS / "train_step.jsonl")
-    parser.add_argument("--errors", action="store_true", help="instead: every choice against eager bf16 on a few blocks")
+    told = "instead: every choice against eager bf16, on a few blocks of full width (full), mochi-tiny (tiny), or both"
+    parser.add_argument("--errors", nargs="?", choices=("full", "tiny", "both"), const="both", help=told)
     parser.add_argument("--errors-output", type=Path, default=RESULTS / "plan_errors.jsonl")
     return parser.parse_args()
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
-from train_step import GIB, about, attach, cap_memory, say
+from train_step import GIB, about, attach, cap_memory, in_a_line, say
 from train_step import cases as training_cases
 from transformers import T5Config, T5EncoderModel
 
@@ -80,7 +80,7 @@ def whole(arguments: argparse.Namespace, bucket: Bucket, plan: Plan | None, adap
         with tempfile.TemporaryDirectory() as folder:
             return told | _filmed(arguments, sample, plan, dimensions, adapter, Path(folder))
     except RuntimeError as error:  # out of memory is one
-        return told | {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        return told | {"error": in_a_line(error)}
 
 
 def _filmed(

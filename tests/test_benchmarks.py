@@ -6,6 +6,7 @@ import socket
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import yaml
 from warm_processes import Place, ended, start
 
 from mochi_lora.engine.plan import Plan
+from mochi_lora.errors import UserError
 from mochi_lora.parallel.mesh import Layout
 from mochi_lora.planning import footprint
 from mochi_lora.planning.cards import card_named
@@ -142,7 +144,9 @@ def test_what_two_gpus_came_to_stands_beside_its_prediction(tmp_path, monkeypatc
     (tmp_path / "scale.jsonl").write_text("".join(json.dumps(item) + "\n" for item in [line, *others]))
     one = predict_scale.predicted(163, Layout(2, context=2))
     told = f"{one.times:.2f} and 1.88 times (sampling {one.sampling:.2f} and 1.86) for `context:2` at 163 frames."
-    assert predict_scale.outcomes() == f" Said by the same arithmetic, and measured: {told}"
+    assert (
+        predict_scale.outcomes() == f" Two GPUs, from which a call's and a gather's seconds are, predicted and measured: {told}"
+    )
 
 
 def test_a_base_split_over_two_is_predicted_to_rest_in_55_percent():
@@ -304,6 +308,69 @@ def test_a_case_that_runs_out_of_memory_is_a_line_and_ours_runs_before_the_yards
     }
     monkeypatch.setattr(sys, "argv", ["encode.py", "--memory-cap-gib", "23"])
     assert encode._arguments().implementation == ["mochi-lora", "diffusers"]
+
+
+@pytest.mark.parametrize(("benchmark", "told"), [(train_step, "trainer"), (sample_step, "sampler")])
+def test_a_model_that_does_not_fit_is_a_line_for_each_of_its_cases_and_the_next_one_runs(
+    tmp_path, monkeypatch, benchmark, told
+):
+    def made(*_, precision, **__):
+        if precision == "fp8":
+            raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
+        return torch.nn.Module()
+
+    monkeypatch.setattr(train_step, "random_transformer", made)
+    monkeypatch.setattr(train_step, "attach", lambda *_: {})
+    monkeypatch.setattr(train_step.Bench, "_measured", lambda *_: {"losses": [1.0]})
+    plans = ["--plan", "precision=fp8", "--plan", "precision=bf16"]
+    found = run_cases(tmp_path, monkeypatch, benchmark, "--frames", "7", "13", *plans)
+    assert {line["benchmark"] for line in found} == {benchmark.__name__}
+    failed, ran = ([line for line in found if line["plan"]["precision"] == name] for name in ("fp8", "bf16"))
+    assert {line["frames"] for line in failed} == {line["frames"] for line in ran} == {7, 13}
+    assert all(line["error"] == "OutOfMemoryError: CUDA out of memory." for line in failed)
+    assert all("error" not in line and line[told] == "mochi-lora" for line in ran)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (UserError("8.0 GiB of host memory could not be page-locked; lower it"), "UserError: 8.0 GiB of host memory could"),
+        (RuntimeError(), "RuntimeError: "),
+    ],
+)
+def test_a_case_that_fails_is_a_line_and_its_model_runs_the_next(tmp_path, monkeypatch, error, told):
+    """A swap that was refused leaves no half-made model behind: the one before it is made anew."""
+    made = []
+
+    def model(transformer, plan):
+        made.append(plan.attention)
+        if plan.attention == "math":
+            raise error
+        return SimpleNamespace(plan=plan)
+
+    monkeypatch.setattr(train_step, "random_transformer", lambda *_, **__: torch.nn.Module())
+    monkeypatch.setattr(train_step, "attach", lambda *_: {})
+    monkeypatch.setattr(train_step, "VelocityModel", model)
+    monkeypatch.setattr(train_step, "random_steps", lambda *_: iter(()))
+    monkeypatch.setattr(train_step, "run_trial", lambda *_: None)
+    monkeypatch.setattr(train_step, "figures", lambda *_: {"steps": 10})
+    plans = [word for name in ("auto", "math", "auto") for word in ("--plan", f"attention={name}")]
+    before, failed, after = run_cases(tmp_path, monkeypatch, train_step, *plans)
+    assert failed["error"].startswith(told)
+    assert before["steps"] == after["steps"] == 10
+    assert made == ["auto", "math", "auto"]
+
+
+def run_cases(folder: Path, monkeypatch, benchmark, *words: str) -> list[dict]:
+    """The lines of train_step.py or sample_step.py with these words, made in this process."""
+    output = folder / "lines.jsonl"
+    monkeypatch.setattr(
+        sys, "argv", ["benchmark", *SMALL[2:], *words, "--layers", "1", "--heads", "2", "--output", str(output)]
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(benchmark, "expand_segments", lambda: None)
+    benchmark.main()
+    return [json.loads(line) for line in output.read_text().splitlines()]
 
 
 @pytest.mark.slow

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mochi_lora.config.schema import Config
 from mochi_lora.model import adapter as lora
 from mochi_lora.model.adapter_file import save_adapter
@@ -26,12 +24,13 @@ from mochi_lora.runs.folder import (
 from mochi_lora.runs.identity import BASE
 from mochi_lora.runs.plan import RunPlan
 from mochi_lora.runs.previews import Previews
+from mochi_lora.runs.processes import decided
 from mochi_lora.training.batches import SampleSource
 from mochi_lora.training.checkpoint import save_checkpoint
 from mochi_lora.training.heldout import HeldOutLoss, clip_losses, summarise
 from mochi_lora.training.progress import TrainingLine
 from mochi_lora.training.tracking import Tracker
-from mochi_lora.training.trainer import Events, Learner, Pace, StepResult
+from mochi_lora.training.trainer import Events, Learner, Pace, StepResult, logged_figures
 
 
 @dataclass
@@ -89,30 +88,17 @@ class RunEvents:
             self._save_state(0)
         if done == 0 and settings.validate_every and self._validation.entries:
             self.validate(0)
-        if self._previews and videos_missing(self._state.config, done):
+        # By one look: a network disk may show its clients different files, and videos are made together.
+        if self._previews and decided(lambda: videos_missing(self._state.config, done)):
             self.sample(done)
 
     def log(self, done: int, result: StepResult, pace: Pace) -> None:
         """One record of training figures; the host waits for the device here and nowhere else."""
-        tokens = pace.tokens_per_second * self._learner.ranks.layout.data
-        loss = float(result.loss)
-        values = {
-            "train/loss": loss,
-            "train/learning_rate": result.rate,
-            "train/gradient_norm": float(result.gradient_norm),
-            "train/adapter_norm_a": self._norm(".lora_A."),
-            "train/adapter_norm_b": self._norm(".lora_B."),
-            "time/seconds_per_step": pace.seconds_per_step,
-            "time/tokens_per_second": tokens,
-            "time/sampling_seconds": self._previews.seconds if self._previews else 0.0,
-        }
-        if torch.cuda.is_available():
-            values["memory/peak_gib"] = torch.cuda.max_memory_reserved() / 2**30
-            values["memory/allocated_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        values |= self._state.plan.metrics()
-        self._tracker.log(done, values)
+        values = logged_figures(self._learner, result, pace)
+        values["time/sampling_seconds"] = self._previews.seconds if self._previews else 0.0
+        self._tracker.log(done, values | self._state.plan.metrics())
         if self._line:
-            self._line.show(loss, pace.seconds_per_step, tokens)
+            self._line.show(values["train/loss"], pace.seconds_per_step, values["time/tokens_per_second"])
 
     def validate(self, done: int) -> None:
         """Held-out loss over all ranks; a new lowest one writes adapters/best.safetensors."""
@@ -203,7 +189,3 @@ class RunEvents:
     def _averaged(self) -> AbstractContextManager[None]:
         """The moving average's weights where there is one: what is measured, shown and exported."""
         return self._learner.average.lent() if self._learner.average is not None else nullcontext()
-
-    def _norm(self, part: str) -> float:
-        factors = [parameter.detach() for name, parameter in self._learner.parameters.items() if part in name]
-        return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(factors))))

@@ -108,6 +108,26 @@ def train_step(learner: Learner, health: Health, step: int, batches: Sequence[Ba
     return StepResult(mean, norm, rate, sum(batch.tokens for batch in batches))
 
 
+def logged_figures(learner: Learner, result: StepResult, pace: Pace) -> dict[str, float]:
+    """What is logged of a step; reading it from the device waits, and every rank does."""
+    norms = {}
+    for part in "ab":
+        factors = [tensor.detach() for name, tensor in learner.parameters.items() if f".lora_{part.upper()}." in name]
+        norms[f"train/adapter_norm_{part}"] = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(factors))))
+    values = {
+        "train/loss": float(result.loss),
+        "train/learning_rate": result.rate,
+        "train/gradient_norm": float(result.gradient_norm),
+        **norms,
+        "time/seconds_per_step": pace.seconds_per_step,
+        "time/tokens_per_second": pace.tokens_per_second * learner.ranks.layout.data,
+    }
+    if torch.cuda.is_available():
+        values["memory/peak_gib"] = torch.cuda.max_memory_reserved() / 2**30
+        values["memory/allocated_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return values
+
+
 def run_loop(
     learner: Learner, health: Health, events: Events, batches: Iterator[tuple[int, list[Batch]]], stop: StopFlag, done: int
 ) -> int:

@@ -1,6 +1,6 @@
 """A few real training steps on random clips, timed: what `mochi-lora plan --measure` and the benchmark run.
 
-The step, the loader, the optimiser and the health check are those of a run; the weights and the data are random.
+The step, the loader, the optimiser, the health check and the log lines are those of a run; the weights and the data are random.
 """
 
 import time
@@ -24,7 +24,8 @@ from mochi_lora.spec import Bucket
 from mochi_lora.training.batches import MicroSteps, SampleSource, steps_from
 from mochi_lora.training.health import Health
 from mochi_lora.training.optimizer import build_optimizer
-from mochi_lora.training.trainer import Learner, train_step
+from mochi_lora.training.tracking import Silent, Tracker, Trackers
+from mochi_lora.training.trainer import Learner, Pace, StepResult, logged_figures, train_step
 
 TEXT_TOKENS = (120, 96, 143, 120, 80, 120, 171, 110)  # captions differ in length, as real ones do
 _LOADERS = 2
@@ -74,15 +75,43 @@ def random_steps(
     source = _random_source(bucket, text_tokens, model.transformer.config.text_embed_dim, folder)
     plan = BatchPlan((bucket,) * len(text_tokens), 0, share.samples_per_step)
     micro_steps = MicroSteps(source, plan, share)
-    for number, batches in steps_from(micro_steps, share, 0, settings.steps, workers=_LOADERS, pin=device.type == "cuda"):
+    # No record is known of an earlier trial in this folder: the tracker would drop the same steps as replayed.
+    tracker = Trackers(folder, [], [], {}) if accelerator.is_main_process else Silent()
+    log = _Log(learner, tracker)
+    try:
+        for number, batches in steps_from(micro_steps, share, 0, settings.steps, workers=_LOADERS, pin=device.type == "cuda"):
 
-        def step(number: int = number, batches: list = batches) -> tuple[torch.Tensor, int]:
-            result = train_step(learner, health, number, batches)
-            if (number + 1) % settings.log_every == 0 or number + 1 == settings.steps or health.crowded:
-                health.check()  # waits for the device, as often as a run does
-            return result.loss, result.tokens
+            def step(number: int = number, batches: list = batches) -> tuple[torch.Tensor, int]:
+                result = train_step(learner, health, number, batches)
+                done = number + 1
+                log.count(result)
+                logs = done % settings.log_every == 0 or done == settings.steps
+                if logs or health.crowded:
+                    health.check()  # waits for the device, as often as a run does
+                if logs:
+                    log.write(done, result)
+                return result.loss, result.tokens
 
-        yield step
+            yield step
+    finally:
+        tracker.finish()
+
+
+class _Log:
+    """The log lines of a trial, each with the pace since the one before."""
+
+    def __init__(self, learner: Learner, tracker: Tracker) -> None:
+        self._learner, self._tracker = learner, tracker
+        self._steps, self._tokens, self._since = 0, 0, time.monotonic()
+
+    def count(self, result: StepResult) -> None:
+        self._steps, self._tokens = self._steps + 1, self._tokens + result.tokens
+
+    def write(self, done: int, result: StepResult) -> None:
+        seconds = time.monotonic() - self._since
+        pace = Pace(seconds / self._steps, self._tokens / seconds)
+        self._tracker.log(done, logged_figures(self._learner, result, pace))
+        self._steps, self._tokens, self._since = 0, 0, time.monotonic()
 
 
 def run_trial(steps: Iterator[Step], device: torch.device, warmup: int) -> Trial:
