@@ -10,13 +10,16 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 # 300 s before the time limit this script hears USR1 (scancel's TERM would look the same as a limit's): training gets TERM, saves
-# after its step and leaves; the job goes back into the queue and goes on from there. The run's folder and the cache must lie
-# where every node sees them.
+# after its step and leaves; the job goes back into the queue and goes on from there. The run's folder, the cache and the base
+# must lie on a disk that all nodes share. Where a node's own name resolves to 127.0.1.1 (Debian, Ubuntu), export
+# GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, the network interface between the nodes: gloo groups stand beside NCCL's.
 set -euo pipefail
 
 config=$1
 shift
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# Since Slurm 22.05 srun does not take --cpus-per-task over from the job: torchrun and its workers would share one core.
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 # Otherwise the workers of a restart find the addresses of those before in the agents' store.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # torchrun kills its workers 30 s after it passed TERM on, and a step with its checkpoint may take longer.

@@ -58,7 +58,7 @@ def test_a_job_that_ran_out_of_time_is_told_and_requeued_and_no_other(tmp_path, 
         (tmp_path / name).chmod(0o755)
     calls = tmp_path / "calls"
     calls.mkdir()
-    slurm = {"SLURM_JOB_NODELIST": "node-[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "77"}
+    slurm = {"SLURM_JOB_NODELIST": "node-[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "77", "SLURM_CPUS_PER_TASK": "64"}
     environment = {**os.environ, **slurm, "CALLS": str(calls), "STATUS": str(status)}
     environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
     script = ["bash", str(FOLDER / "slurm.sh"), "style.yaml"]
@@ -73,7 +73,8 @@ def test_a_job_that_ran_out_of_time_is_told_and_requeued_and_no_other(tmp_path, 
         assert ("Take torch 2.12 or newer" in job.stderr.read()) == old
     assert (calls / "told").exists() == out_of_time
     assert ((calls / "scontrol").read_text().splitlines() if (calls / "scontrol").exists() else []) == requeued
-    assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280" in (calls / "environment").read_text().splitlines()
+    handed_on = (calls / "environment").read_text().splitlines()
+    assert {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280", "SRUN_CPUS_PER_TASK=64"} <= set(handed_on)
 
 
 def test_torchrun_reads_how_long_its_workers_may_take_to_leave(monkeypatch):

@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -244,7 +244,7 @@ def test_a_sharded_base_is_neither_swapped_nor_offloaded():
 
 
 def test_a_share_of_the_base_or_of_the_tokens_takes_less_of_a_gpu():
-    """By the parts that are gone; nobody has measured these on a GPU."""
+    """By the parts that are gone; docs/performance.md has what two GPUs held."""
     plan = Plan("cuda", "bf16", "auto", "full", compile=True)
     whole = predict_memory(plan, WORK).device
     sharded = predict_memory(replace(plan, shard=2), WORK).device
@@ -274,6 +274,18 @@ def test_auto_splits_the_base_only_where_nothing_fits_and_a_named_layout_is_left
             plan_room._resolved(engine, WORK, layout, None)
 
 
+def test_the_group_is_ended_with_the_work_and_not_after_a_failure(monkeypatch):
+    """Where a peer is gone it would be waited for."""
+    left = []
+    monkeypatch.setattr(processes.Accelerator, "end_training", lambda _self: left.append("ended"))
+    with processes.open_processes("cpu", 1.0):
+        assert left == []
+    assert left == ["ended"]
+    with pytest.raises(UserError), processes.open_processes("cpu", 1.0):
+        raise UserError("no such clip")
+    assert left == ["ended"]
+
+
 def settled(_ranks: Ranks, needed: float) -> tuple[str, float]:
     """Of a plan that takes `needed` GiB whole and half of it split, on a free GPU and one that is nearly full."""
 
@@ -297,6 +309,26 @@ def settled(_ranks: Ranks, needed: float) -> tuple[str, float]:
 @pytest.mark.parametrize(("needed", "found"), [(10, (1, 12.0)), (20, (2, 12.0)), (60, "rank 0: no plan fits 12 GiB")])
 def test_the_fullest_gpu_decides_for_all_and_a_refusal_is_everybodys(needed, found):
     assert together(2, settled, needed) == [found, found]
+
+
+def test_a_stored_plan_whose_kernels_this_card_lacks_is_made_anew(monkeypatch, capsys):
+    """A run comes back on another card: the plan of its first start would end with a kernel's error."""
+    stored = Plan("cpu", "fp32", "cudnn", "none")
+    found = SimpleNamespace(state={"progress": {"plan": asdict(stored), "engine": EngineConfig().model_dump(mode="json")}})
+    monkeypatch.setattr(plan_room, "training_work", lambda *_: WORK)
+    monkeypatch.setattr(plan_room, "base_of", lambda *_: None)
+    here = SimpleNamespace(device=torch.device("cpu"))
+
+    def resumed() -> Plan:
+        return plan_room.plan_of_run(Config(), found, Path(), [], here, Layout()).plan
+
+    assert resumed() == replace(stored, attention="auto"), "there is no cuDNN on a CPU"
+    told = " ".join(capsys.readouterr().out.split())
+    assert "the plan of the run's first start does not run here (engine.attention: cudnn " in told
+    assert "the engine changed since the checkpoint (attention: cudnn -> auto)" in told
+    kept = replace(stored, attention="math", checkpointing="full")
+    found.state["progress"]["plan"] = asdict(kept)
+    assert resumed() == kept, "what runs here is kept"
 
 
 def test_the_fewest_processes_of_a_setting_are_those_it_names():

@@ -190,7 +190,7 @@ def test_a_finished_run_says_so_and_changes_nothing(copy, capsys):
         (["--adapter.rank", "8"], "adapter.rank: the run has 4, now 8"),
         (["--adapter.targets", "visual_attention"], "adapter.targets: the run has 'joint_attention', now 'visual_attention'"),
         (["--objective.sigma", "stratified"], "objective.sigma: the run has 'uniform', now 'stratified'"),
-        (["--train.batch_size", "2"], "samples per step (batch_size x gradient_accumulation x processes): the run has 1, now"),
+        (["--train.batch_size", "2"], "samples per step (batch_size x gradient_accumulation x data ranks): the run has 1, now"),
         (["--train.optimizer", "adamw8bit"], "train.optimizer: the run has 'adamw', now 'adamw8bit'"),
         (["--train.ema_decay", "0"], "train.ema_decay: the run has 0.5, now 0.0"),
     ],

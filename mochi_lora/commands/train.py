@@ -42,12 +42,13 @@ from mochi_lora.runs.identity import require_same, require_same_encoders, run_id
 from mochi_lora.runs.models import load_planned
 from mochi_lora.runs.plan import plan_of_run
 from mochi_lora.runs.previews import Previews
-from mochi_lora.runs.processes import open_processes, out_of_memory_named
+from mochi_lora.runs.processes import decided, open_processes, out_of_memory_named
+from mochi_lora.runs.resume import resumed
 from mochi_lora.runs.workloads import base_of, film_work
 from mochi_lora.spec import Bucket
 from mochi_lora.training.average import MovingAverage
 from mochi_lora.training.batches import Batch, MicroSteps, SampleSource, steps_from
-from mochi_lora.training.checkpoint import Checkpoint, newest_checkpoint, remove_torn
+from mochi_lora.training.checkpoint import Checkpoint, remove_torn
 from mochi_lora.training.health import Health
 from mochi_lora.training.optimizer import build_optimizer
 from mochi_lora.training.progress import TrainingLine
@@ -66,7 +67,6 @@ def run(config: Config, *, fresh: bool, push: HubTarget | None = None, called: C
             publish.require_right(push)
         stopped = _train_alone(config, processes, fresh=fresh)
         main = processes.is_main_process
-        processes.end_training()
     if stopped:
         sys.exit(128 + stopped)  # what was asked for is not done
     if main:
@@ -89,15 +89,14 @@ def _train_alone(config: Config, processes: Accelerator, *, fresh: bool) -> int:
             context.enter_context(only_one(config.run.folder, "training"))
             remove_torn(checkpoints(config))
             remove_abandoned(config.run.folder)
-        processes.wait_for_everyone()
-        found = newest_checkpoint(checkpoints(config))
+        context.enter_context(lost_peer_named(config.train.peer_timeout_minutes))
+        found = resumed(config, identity, place)
         if found is not None:
             require_same(config.run.folder, found.state["progress"]["identity"], identity)
-        if found is not None and _is_finished(config, found.step):
+        if found is not None and decided(lambda: _is_finished(config, found.step)):
             finished = f"{config.run.folder}: finished at step {found.step}; raise train.steps to go on, or use --fresh"
             console.print(finished, markup=False)
         else:
-            context.enter_context(lost_peer_named(config.train.peer_timeout_minutes))
             context.enter_context(out_of_memory_named())
             return _train(config, processes, _Sources.of(config, index), share, folder, identity, found, place.layout)
     return 0
@@ -157,7 +156,7 @@ def _train(
         done = run_loop(learner, health, events.plugs(), batches, stop, done)
         events.finish(done)
         processes.wait_for_everyone()
-    stopped = 0 if _is_finished(config, done) else stop.requested
+    stopped = 0 if decided(lambda: _is_finished(config, done)) else stop.requested
     _farewell(config, done, stopped)
     return stopped
 

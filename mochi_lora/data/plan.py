@@ -1,7 +1,7 @@
 """Which sample stands at which position: the batch plan, a pure function of (pools, seed, epoch, samples per step).
 
 A *position* counts samples since the start of training. Optimiser step s covers positions s*n .. s*n + n - 1, where n =
-samples per step = per-GPU batch x accumulation x ranks. All of a step's samples share one bucket, so every rank and
+samples per step = per-GPU batch x accumulation x data ranks. All of a step's samples share one bucket, so every rank and
 micro-step works on one shape. How n is cut into ranks and micro-steps changes nothing: accumulation 2 x 1 is batch 2, and
 two processes are one with twice the batch.
 """

@@ -9,6 +9,8 @@ from mochi_lora.errors import UserError
 from mochi_lora.model.base import fingerprint
 
 BASE = "base model fingerprint"
+_SAMPLES = "samples per step (batch_size x gradient_accumulation x data ranks)"
+_FORMER_NAMES = {"samples per step (batch_size x gradient_accumulation x processes)": _SAMPLES}  # in runs begun before
 
 
 def run_identity(config: Config, index: Index, base_fingerprint: str, samples_per_step: int) -> dict[str, Any]:
@@ -21,7 +23,7 @@ def run_identity(config: Config, index: Index, base_fingerprint: str, samples_pe
         BASE: base_fingerprint,
         "encoded data": index.digest(),
         **rates,
-        "samples per step (batch_size x gradient_accumulation x processes)": samples_per_step,
+        _SAMPLES: samples_per_step,
         **{f"adapter.{key}": value for key, value in adapter.items()},
         **{f"objective.{key}": value for key, value in objective.items()},
         "train.optimizer": config.train.optimizer,
@@ -31,11 +33,16 @@ def run_identity(config: Config, index: Index, base_fingerprint: str, samples_pe
 
 def require_same(folder: Path, stored: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises UserError listing every field that differs between the checkpoint and this configuration."""
-    differing = [key for key in sorted(stored.keys() | now.keys()) if stored.get(key) != now.get(key)]
-    if differing:
+    stored = {_FORMER_NAMES.get(key, key): value for key, value in stored.items()}
+    if differing := differing_fields(stored, now):
         lines = [f"  {key}: the run has {stored.get(key)!r}, now {now.get(key)!r}" for key in differing]
         message = "\n".join([f"{folder}: this run was started differently and cannot go on with:", *lines])
         raise UserError(f"{message}\nput the old values back, choose another run.folder, or start over with --fresh")
+
+
+def differing_fields(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Names of what two identities do not have alike."""
+    return [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
 
 
 def require_same_encoders(config: Config, index: Index) -> None:

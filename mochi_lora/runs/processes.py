@@ -21,8 +21,9 @@ from mochi_lora.planning.choice import Room, room_here
 from mochi_lora.runs.workloads import base_here, film_work
 
 _WHAT_MAKES_IT_FIT = (
-    "What makes it fit, in this order: engine.plan smallest with every other part of engine on auto (it costs time only), then "
-    "fewer frames or a smaller size in data.buckets and sample; for T5, encode.text_precision int8"
+    "What makes it fit, in this order: engine.plan smallest with every other part of engine on auto (slower; in training it "
+    "may round the base, which engine.precision bf16 forbids), then fewer frames or a smaller size in data.buckets and sample; "
+    "for T5, encode.text_precision int8"
 )
 T = TypeVar("T")
 LONG_WAIT_MINUTES = 7 * 24 * 60  # a rank may be done days before its peers; who is lost is `parallel.heartbeat`'s to tell
@@ -44,6 +45,8 @@ def open_processes(device: str, timeout_minutes: float) -> Iterator[Accelerator]
     processes = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=handlers, project_config=ProjectConfiguration())
     with watch_peers(_attempt()) if processes.num_processes > 1 else nullcontext():
         yield processes
+        # Not after a failure: a peer that is gone would be waited for. NCCL complains at exit of a group that nobody ended.
+        processes.end_training()
 
 
 def _attempt() -> str:

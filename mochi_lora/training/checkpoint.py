@@ -8,6 +8,7 @@
 Base weights are not in it. A kill leaves at most a `*.tmp-*` folder, removed at the next start.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -35,11 +36,12 @@ class Checkpoint:
 
     step: int
     state: dict[str, Any]
+    manifest: str  # SHA-256 of the manifest, which has that of every file: who reads the same has the same
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
     """Write `state` as `folder/step-<step>`, then delete all but the newest `keep`. Returns the path."""
-    target = folder / f"step-{step:06d}"
+    target = _path(folder, step)
     temporary = folder / f"{target.name}.tmp-{os.getpid()}"
     with out_of_space_named(target):
         try:
@@ -65,15 +67,26 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     steps = _steps(folder)
     for step, path in reversed(steps):
         try:
-            files = _verified(path)
+            return _read_whole(path, step)
         except DamagedFileError as error:
             console.print(f"{error}; trying the checkpoint before it", style="yellow", markup=False)
-            continue
-        return Checkpoint(step, {file.stem: _read(file) for file in files})
     if steps:
         message = f"{folder}: none of its {len(steps)} checkpoints is whole; start over with --fresh"
         raise DamagedFileError(message)
     return None
+
+
+def read_checkpoint(folder: Path, step: int) -> Checkpoint:
+    """The state after `step` steps, looked for by its name. Raises DamagedFileError where it is not there, or not whole."""
+    path = _path(folder, step)
+    if not path.is_dir():
+        message = f"{path}: no such checkpoint"
+        raise DamagedFileError(message)
+    return _read_whole(path, step)
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}"
 
 
 def _steps(folder: Path) -> list[tuple[int, Path]]:
@@ -134,10 +147,16 @@ def _read(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _verified(path: Path) -> list[Path]:
-    """The files of one checkpoint, each with the content the manifest asks for. Raises DamagedFileError."""
+def _read_whole(path: Path, step: int) -> Checkpoint:
+    files, manifest = _verified(path)
+    return Checkpoint(step, {file.stem: _read(file) for file in files}, manifest)
+
+
+def _verified(path: Path) -> tuple[list[Path], str]:
+    """The files of one checkpoint, each with the content the manifest asks for, and its hash. Raises DamagedFileError."""
     try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        written = (path / _MANIFEST).read_bytes()
+        manifest = json.loads(written)
         schema, hashes = manifest["schema"], dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         message = f"{path}: damaged checkpoint (no readable manifest: {error})"
@@ -150,4 +169,4 @@ def _verified(path: Path) -> list[Path]:
         if not file.is_file() or sha256_of_file(file) != expected:
             message = f"{path}: damaged checkpoint ({name} does not match its checksum)"
             raise DamagedFileError(message)
-    return [path / name for name in hashes]
+    return [path / name for name in hashes], hashlib.sha256(written).hexdigest()
