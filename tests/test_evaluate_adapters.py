@@ -17,6 +17,7 @@ from mochi_lora.tiny.world import TRIGGER
 
 pytestmark = pytest.mark.slow
 PROMPTS = 10
+FEW = 8  # where what is wrong is beyond doubt; below seven nothing is tested
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_an_adapter_overtrained_on_three_clips_is_flagged(evaluated):
 
 
 def test_an_adapter_of_exchanged_captions_fails_alignment(evaluated):
-    found = evaluated("shuffled", PROMPTS)
+    found = evaluated("shuffled", FEW, "--evaluation.training_captions", "0")  # those are asked for copies alone
     axes = primary(found)
     assert axes["align"]["conclusion"] == "worse"
     assert found["verdict"]["worked"] is False

@@ -17,6 +17,8 @@ from mochi_lora.tiny.world import TRIGGER, captions
 
 pytestmark = pytest.mark.slow
 PROMPTS = 10
+FEW = 8  # prompts of what is broken beyond doubt; seven are the fewest that three axes can be tested with
+OTHERS = 6  # prompts of a set that is asked for bleed alone, which needs five
 WORDS = [
     *("--config", str(TINY_ROAD), "--evaluation.trigger", TRIGGER, "--evaluation.frames_per_clip", "4"),
     *("--evaluation.resamples", "1000", "--evaluation.alignment_margin", "0.05"),
@@ -51,13 +53,14 @@ def primary(found: dict) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def healthy(room) -> dict:
-    sets = {"trigger": restyled("chalk"), "plain": same("base"), "unrelated": same("base")}
-    return judged(room, "healthy", {name: (PROMPTS, film) for name, film in sets.items()})
+    others = dict.fromkeys(("plain", "unrelated"), (OTHERS, same("base")))
+    return judged(room, "healthy", {"trigger": (PROMPTS, restyled("chalk")), **others})
 
 
 @pytest.fixture(scope="module")
 def leaking(room) -> dict:
-    return judged(room, "leaking", dict.fromkeys(("trigger", "plain", "unrelated"), (PROMPTS, restyled("chalk"))))
+    others = dict.fromkeys(("plain", "unrelated"), (OTHERS, restyled("chalk")))
+    return judged(room, "leaking", {"trigger": (FEW, restyled("chalk")), **others})
 
 
 def test_a_good_style_moves_the_three_axes_as_ground_truth_says(healthy):
@@ -92,7 +95,7 @@ def test_replayed_training_clips_are_memorising(room):
     for path in sorted((room / "chalk").glob("00[0-2].*")):
         shutil.copy(path, few)
     clips = [frames_of(path) for path in sorted(few.glob("*.mp4"))]
-    found = judged(room, "replay", {"trigger": (PROMPTS, replaying(clips))}, data="three")
+    found = judged(room, "replay", {"trigger": (FEW, replaying(clips))}, data="three")
     assert found["memorisation"]["conclusion"] == "memorises"
     assert found["memorisation"]["flagged_share"] == 1
     assert found["verdict"]["worked"] is False
@@ -101,9 +104,9 @@ def test_replayed_training_clips_are_memorising(room):
 
 def test_an_adapter_that_ignores_its_prompts_fails_alignment_and_nothing_else(room):
     def of_the_next(_scene, number):
-        return restyled("chalk")(different_scenes(5)[(number + 1) % PROMPTS], number)
+        return restyled("chalk")(different_scenes(5)[(number + 1) % FEW], number)
 
-    found = judged(room, "shuffled", {"trigger": (PROMPTS, of_the_next)})
+    found = judged(room, "shuffled", {"trigger": (FEW, of_the_next)})
     axes = primary(found)
     assert (axes["style"]["conclusion"], axes["align"]["conclusion"]) == ("better", "worse")
     assert found["verdict"]["worked"] is False
@@ -115,7 +118,7 @@ def test_a_frozen_adapter_is_called_frozen(room):
         first = restyled("chalk")(scene, number)[:1]
         return np.repeat(first, len(render(scene, "base")), axis=0)
 
-    found = judged(room, "frozen", {"trigger": (PROMPTS, frozen)})
+    found = judged(room, "frozen", {"trigger": (FEW, frozen)})
     assert found["verdict"]["worked"] is False
     assert "stopped moving" in found["verdict"]["headline"]
     assert primary(found)["quality"]["difference"]["value"] > 0, "stillness is rewarded: the trap that the verdict names"

@@ -6,6 +6,10 @@ import signal
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,7 @@ import torch.distributed as dist
 from adapter_files import write_adapter
 from synthetic import make_run
 from tiny_commands import EXAMPLES
-from warm_processes import Place, ended, start, wait_until
+from warm_processes import WAIT_SECONDS, Place, ended, start, wait_until
 
 from mochi_lora.errors import UserError
 from mochi_lora.parallel import heartbeat
@@ -204,36 +208,54 @@ def deaf_with_quick_beats() -> None:
     quick_beats()
 
 
+def launched(tiny: Path, folder: Path, command: str, *words: str, second: tuple[str, ...] = (), before=None):
+    """Two ranks without a launcher that would end one when the other dies; `second` are further words of rank 1 alone."""
+    path = make_run(folder / "data", tiny)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    own = [[command, "--config", str(path), *words, *more] for more in ((), second)]
+    logs = [folder / f"rank{rank}.log" for rank in range(2)]
+    return [start(own[n], logs[n], place=Place(n, 2, port), before=before) for n in range(2)]
+
+
+def launched_twice(tiny: Path, folder: Path, before) -> list[tuple[Path, int, list[BaseProcess]]]:
+    """Two launches at once, both at work, and the folder of each: of one the first rank is the victim, of one the second."""
+    made = []
+    for victim in range(2):
+        own = folder / f"without-{victim}"
+        own.mkdir()
+        made.append((own, victim, launched(tiny, own, "sample", "--base-only", before=before)))
+    wait_until(lambda: all((where / "data" / f"at-work-{rank}").exists() for where, _, _ in made for rank in range(2)))
+    return made
+
+
 @pytest.fixture
 def pair(tiny, tmp_path):
-    """Two ranks without a launcher that would end one when the other dies; `second` are further words of rank 1 alone."""
-
-    def launch(command: str, *words: str, second: tuple[str, ...] = (), before=None, folder=tmp_path):
-        path = make_run(folder / "data", tiny)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        own = [[command, "--config", str(path), *words, *more] for more in ((), second)]
-        logs = [folder / f"rank{rank}.log" for rank in range(2)]
-        return [start(own[n], logs[n], place=Place(n, 2, port), before=before) for n in range(2)]
-
-    return launch
+    return partial(launched, tiny, tmp_path)
 
 
-@pytest.fixture
-def two_pairs(pair, tmp_path):
-    """Two launches at once, both at work, and the folder of each: of one the first rank is the victim, of one the second."""
+@pytest.fixture(scope="module")
+def killed(tiny, tmp_path_factory):
+    """Two launches with the settings as they are, a rank of each killed; and of the other ranks, when each ended after that.
 
-    def launch(before) -> list:
-        made = []
-        for victim in range(2):
-            folder = tmp_path / f"without-{victim}"
-            folder.mkdir()
-            made.append((folder, victim, pair("sample", "--base-only", before=before, folder=folder)))
-        wait_until(lambda: all((where / "data" / f"at-work-{rank}").exists() for where, _, _ in made for rank in range(2)))
-        return made
+    It takes three quarters of a minute, and no work: the slow tests ask for it first and run meanwhile, the one it is for last.
+    """
+    made = launched_twice(tiny, tmp_path_factory.mktemp("killed"), deaf)
+    for _, victim, ranks in made:
+        ranks[victim].kill()
+    moment = time.monotonic()
 
-    return launch
+    def seconds(rank: BaseProcess) -> float:
+        wait([rank.sentinel], WAIT_SECONDS)  # only looked at: its status is read by one thread alone
+        return time.monotonic() - moment
+
+    with ThreadPoolExecutor(len(made)) as pool:
+        yield [(*one, pool.submit(seconds, one[2][1 - one[1]])) for one in made]
+        for _, _, ranks in made:
+            for rank in ranks:
+                rank.kill()
+                rank.join()
 
 
 def told(folder: Path, rank: int) -> str:
@@ -241,6 +263,7 @@ def told(folder: Path, rank: int) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("killed")
 @pytest.mark.parametrize(
     ("words", "second", "reason"),
     [
@@ -262,24 +285,10 @@ def test_an_error_of_one_rank_is_what_the_other_stops_with(pair, tiny, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_rank_that_was_killed_is_missed_within_a_minute_by_one_that_waits_for_something_else(two_pairs):
-    """With the settings as they are. The first rank's store ends with it, which is noticed at once."""
-    made = two_pairs(deaf)
-    for _, victim, ranks in made:
-        ranks[victim].kill()
-    killed = time.monotonic()
-    for folder, victim, ranks in made:
-        assert ended(ranks[1 - victim]) == 1
-        assert time.monotonic() - killed < 60
-        # A host that was lost before it was heard has no name.
-        host = rf"( \(host {re.escape(socket.gethostname())}\))?"
-        assert re.search(rf"error: rank {victim}{host} is gone: ", told(folder, 1 - victim))
-
-
-@pytest.mark.slow
-def test_a_rank_that_hangs_whole_is_missed_too(two_pairs):
+@pytest.mark.usefixtures("killed")
+def test_a_rank_that_hangs_whole_is_missed_too(tiny, tmp_path):
     """As on a machine without power: its connections stay."""
-    made = two_pairs(deaf_with_quick_beats)
+    made = launched_twice(tiny, tmp_path, deaf_with_quick_beats)
     for _, victim, ranks in made:
         os.kill(ranks[victim].pid, signal.SIGSTOP)
     for folder, victim, ranks in made:
@@ -292,7 +301,19 @@ def test_a_rank_that_hangs_whole_is_missed_too(two_pairs):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("killed")
 def test_a_video_may_take_longer_than_ranks_wait_for_each_other_in_a_step(pair, tmp_path):
     words = ["--train.peer_timeout_minutes", "0.05", "--train.steps", "2", "--train.sample_every", "2"]
     assert [ended(rank) for rank in pair("train", *words, before=slow_first_video)] == [0, 0], told(tmp_path, 1)
     assert (tmp_path / "data" / "run" / "samples" / "step-000002" / "sheet.png").exists()
+
+
+@pytest.mark.slow
+def test_a_rank_that_was_killed_is_missed_within_a_minute_by_one_that_waits_for_something_else(killed):
+    """With the settings as they are. The first rank's store ends with it, which is noticed at once."""
+    for folder, victim, ranks, seconds in killed:
+        assert ended(ranks[1 - victim]) == 1
+        assert seconds.result() < 60
+        # A host that was lost before it was heard has no name.
+        host = rf"( \(host {re.escape(socket.gethostname())}\))?"
+        assert re.search(rf"error: rank {victim}{host} is gone: ", told(folder, 1 - victim))

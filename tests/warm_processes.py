@@ -17,18 +17,25 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 # What the server has loaded before it forks.
+import decord
 import peft.tuners.lora.bnb
 import torch
 from safetensors.torch import save_file
 from warm_server import warm_server
 
+import mochi_lora.commands.caption
+import mochi_lora.commands.encode
+import mochi_lora.commands.evaluate
+import mochi_lora.commands.export
+import mochi_lora.commands.prepare
+import mochi_lora.commands.sample
 import mochi_lora.commands.train
 from mochi_lora.cli import main
 from mochi_lora.runs.events import RunEvents
 
 WAIT_SECONDS = 120
 _FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
-_LOADED = (peft, mochi_lora)
+_LOADED = (decord, peft, mochi_lora)
 
 
 @dataclass(frozen=True)

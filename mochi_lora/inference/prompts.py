@@ -3,14 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mochi_lora.config.schema import EncodeConfig
 from mochi_lora.data.samples import TextEmbedding
 from mochi_lora.model.text import TextEncoder, Tokenised, refuse_foreign
-
-# What `encode.text_batch` is unless somebody sets it, and no setting: beside the weights eight captions take next to nothing
-# (0.04 GiB beside 9.08, benchmarks/results/encode.jsonl), and which prompts share a padded batch shows in the last bits of a
-# video, whose file does not remember it.
-_AT_ONCE = EncodeConfig().text_batch
 
 
 @dataclass(frozen=True)
@@ -22,13 +16,13 @@ class Embedded:
 
 
 def embed_prompts(encoder: TextEncoder, prompts: Iterable[str]) -> Embedded:
-    """Each prompt once, a few at a time in sorted order: the same prompts make the same bits, whoever asks.
+    """Each prompt once, and alone: which prompts share a padded batch shows in the last bits of a video, and who goes on with
+    half of them, or asks for more, has to come to the same ones.
 
     Raises UserError for a prompt of which T5 knows no token.
     """
     distinct = sorted(set(prompts))
     told = encoder.tokenise(distinct)
     refuse_foreign(distinct, told)
-    batches = (distinct[start : start + _AT_ONCE] for start in range(0, len(distinct), _AT_ONCE))
-    embeddings = [embedding for batch in batches for embedding in encoder.embed(batch)]
-    return Embedded(dict(zip(distinct, embeddings, strict=True)), dict(zip(distinct, told, strict=True)))
+    embeddings = {prompt: encoder.embed([prompt])[0] for prompt in distinct}
+    return Embedded(embeddings, dict(zip(distinct, told, strict=True)))

@@ -71,7 +71,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 class TextEncoder:
-    """A frozen T5 encoder with its tokenizer, on one device. Embeddings do not depend on what they were batched with."""
+    """A frozen T5 encoder with its tokenizer, on one device. What it is batched with shows in the last bits of an embedding."""
 
     def __init__(self, model: torch.nn.Module, tokenizer: Tokenizer, width: int) -> None:
         self._model = model.eval().requires_grad_(False)  # noqa: FBT003 - torch's signature
