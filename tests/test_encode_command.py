@@ -531,6 +531,8 @@ def test_a_split_that_comes_near_the_fraction_is_told_without_a_warning(tiny, tm
         ([{}, {}], True),
         ([{"source": "film.mp4"}, {"source": "film.mp4"}], False),
         ([{"end": 0.25}, {"start": 0.3}], False),  # ranges: the file is the video
+        ([{"source": "film.mp4"}, {}, {}], True),  # one that is named does not speak for the others
+        ([{"source": "film.mp4"}, {}], False),
     ],
 )
 def test_whole_files_that_name_no_source_are_said_to_be_split_each_for_itself(tiny, tmp_path, capsys, rows, is_said):
@@ -544,6 +546,22 @@ def test_whole_files_that_name_no_source_are_said_to_be_split_each_for_itself(ti
         assert (said in " ".join(capsys.readouterr().out.split())) == is_said
         assert main([*command, *words, "--data.validation_fraction", "0"]) == 0
         assert said not in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_name_that_is_not_utf_8_is_one_refused_clip(tiny, tmp_path, capsys):
+    """No table could hold it, and the console could not print it."""
+    for name in ("good", "other"):
+        make_video(tmp_path / "clips" / f"{name}.mp4", frames=20).with_suffix(".txt").write_text("a dog")
+    odd = Path(os.fsdecode(os.fsencode(tmp_path / "clips") + b"/caf\xe9.mp4"))
+    odd.write_bytes((tmp_path / "clips" / "good.mp4").read_bytes())
+    odd.with_suffix(".txt").write_text("a cat")
+    words = settings(tiny, tmp_path / "clips", tmp_path / "cache")
+    for command in (["encode", "--plan"], ["encode"]):
+        assert main([*command, *words]) == 0
+        assert "not UTF-8; rename it" in " ".join(capsys.readouterr().out.split())
+    refused = [line for line in report_of(tmp_path / "cache").values() if line["status"] == "rejected"]
+    assert [line["clip"].endswith("caf\\xe9.mp4") for line in refused] == [True]
+    assert len(index_of(tmp_path / "cache")["entries"]) == 2
 
 
 # --- many ---------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from mochi_lora.config.requests import AdapterChoice
 from mochi_lora.config.schema import SampleConfig
 from mochi_lora.data.samples import TextEmbedding
 from mochi_lora.errors import UserError
+from mochi_lora.files import sha256_of_file
 from mochi_lora.inference import live
 from mochi_lora.inference.generate import generate_latents
 from mochi_lora.inference.live import LiveSampler
@@ -241,6 +242,18 @@ def test_a_file_that_was_replaced_is_read_anew(sampler, files):
     style.write_bytes(motion.read_bytes())
     assert torch.equal(sample(sampler, (style, 1.0)), expected)
     assert len(sampler._model.transformer.peft_config) == 1, "the old factors are gone"
+
+
+def test_a_file_that_is_replaced_while_its_videos_are_made_is_refused(sampler, files):
+    """What stands beside a video says which bytes made it, and the videos of one call are of one adapter."""
+    style, motion, _ = files
+    hashes = {path: sha256_of_file(path) for path in (style, motion)}
+    sample(sampler, (style, 1.0), (motion, 0.5))
+    sampler.require_unchanged(hashes)
+    style.write_bytes(motion.read_bytes())
+    sample(sampler, (style, 1.0))
+    with pytest.raises(UserError, match=f"{style.name}: replaced while its videos were being made.*copy the file"):
+        sampler.require_unchanged(hashes)
 
 
 def test_the_same_file_twice_acts_twice(sampler, written):

@@ -397,6 +397,18 @@ def test_clips_longer_than_every_shot_say_so(work, capsys):
     assert "no clip of 163 frames" in capsys.readouterr().err
 
 
+def test_a_name_that_is_not_utf_8_is_left_out_by_name(tmp_path):
+    """The tables could not hold it: after the survey of a whole folder, none was written."""
+    good = tmp_path / "good.mp4"
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4"))
+    for path in (good, odd):
+        path.write_bytes(b"?")
+    assert footage_room.list_footage(tmp_path, tmp_path / "prepared") == (
+        [good],
+        {f"({tmp_path}/caf\\xe9.mp4: not UTF-8, rename it)": 1},
+    )
+
+
 @pytest.mark.parametrize(
     ("make", "expected"), [(None, "does not exist"), ("folder", "no video in"), ("notes.txt", "no video in")]
 )

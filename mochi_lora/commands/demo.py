@@ -91,18 +91,20 @@ def _open_session(
 
 
 def make_room(sampler: LiveSampler, adapters: Iterable[_Offered]) -> None:
-    """Slots for each adapter alone, and for those together that are on at first: one made later compiles the base anew too.
+    """Slots for each adapter alone, for any two, and for those that are on at first: one made later compiles the base anew.
 
     A file that cannot be used is told here, and on the page when it is chosen.
     """
-    together = []
+    usable, together = [], []
     for _, choice, is_on in adapters:
         try:
             sampler.make_room([choice.path])
         except UserError as error:
             console.print(f"not usable: {error}", style="yellow", markup=False)
         else:
+            usable.append(choice.path)
             together += [choice.path] * is_on
+    sampler.make_room(usable, at_once=2)
     sampler.make_room(together)
 
 

@@ -34,8 +34,12 @@ def tell_split(videos: Sequence[str], fraction: float, *, about: str = "") -> No
 
 def tell_unnamed_sources(sources: Sequence[ClipSource], fraction: float) -> None:
     """Say that files which may have been cut from one film are split as if they were not, where nothing tells."""
-    cut = [source for source in sources if source.path.suffix.lower() in VIDEO_SUFFIXES and not (source.start or source.end)]
-    if fraction == 0 or len(cut) < 2 or any(source.video for source in sources):
+    cut = [
+        source
+        for source in sources
+        if source.path.suffix.lower() in VIDEO_SUFFIXES and not (source.start or source.end or source.video)
+    ]
+    if fraction == 0 or len(cut) < 2:
         return
     console.print(
         f"{len(cut):,} clips are whole files, and none names its source: each counts as a video of its own, and files cut from "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mochi_lora.config.curation import SplitConfig
 from mochi_lora.curation.survey import Survey, load_survey, save_survey, survey_key, survey_source
-from mochi_lora.data.media import VIDEO_SUFFIXES
+from mochi_lora.data.media import VIDEO_SUFFIXES, shown_name
 from mochi_lora.data.probe import ClipInfo, probe
 from mochi_lora.errors import ClipError, UserError
 
@@ -41,7 +41,8 @@ class Surveyed:
 
 
 def list_footage(footage: Path, folder: Path) -> tuple[list[Path], dict[str, int]]:
-    """Video files of `footage`, by path, and how many files of which suffix are none, most first.
+    """Video files of `footage`, by path, and how many files of which suffix are none, most first; a file whose path is not
+    UTF-8, which no table could hold, is among these by its name.
 
     Left out of both are hidden files, what lies in `folder` (our own), and captions (`.txt`).
 
@@ -52,9 +53,11 @@ def list_footage(footage: Path, folder: Path) -> tuple[list[Path], dict[str, int
         raise UserError(message)
     own = folder.resolve()
     inside = [footage] if footage.is_file() else [path for path in footage.rglob("*") if _visible(path, footage, own)]
-    found = sorted(path for path in inside if path.suffix.lower() in VIDEO_SUFFIXES)
+    named = [path for path in inside if shown_name(path) is None]
+    found = sorted(path for path in named if path.suffix.lower() in VIDEO_SUFFIXES)
     known = VIDEO_SUFFIXES | {_CAPTION_SUFFIX}
-    others = Counter(path.suffix.lower() or "(no suffix)" for path in inside if path.suffix.lower() not in known)
+    others = Counter(path.suffix.lower() or "(no suffix)" for path in named if path.suffix.lower() not in known)
+    others.update(f"({shown}: not UTF-8, rename it)" for path in inside if (shown := shown_name(path)))
     if not found:
         seen = f" ({' '.join(f'{count} {suffix}' for suffix, count in others.most_common())})" if others else ""
         message = f"prepare.footage: no video in {footage}{seen}; expected files named {_KNOWN}"

@@ -5,8 +5,9 @@
     <cache>/index/<data set>.json       what belongs to one data set (`data.index`); derived, rebuilt by encoding again
 
 Latents and text are separate entries, so that fixing a caption does not encode a video again. A key is a digest of
-everything that shapes the content; content never changes under a key, so writers need no lock. Entries are written by
-rename, carry the digest of their own content, and are checked at every read.
+everything that shapes the content, but for the last bits of a text, in which it shows what it was batched with; content never
+changes under a key, so writers need no lock. Entries are written by rename, carry the digest of their own content, and are
+checked at every read.
 """
 
 import hashlib

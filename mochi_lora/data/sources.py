@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mochi_lora.data.media import IMAGE_SUFFIXES, MEDIA_SUFFIXES
+from mochi_lora.data.media import IMAGE_SUFFIXES, MEDIA_SUFFIXES, shown_name
 from mochi_lora.errors import ClipError, UserError
 
 _TABLE_COLUMNS = ("file_name", "text")
@@ -123,6 +123,9 @@ def _list_media(folder: Path) -> Found:
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if hidden or path.suffix.lower() not in MEDIA_SUFFIXES or not path.is_file():
+            continue
+        if (shown := shown_name(path)) is not None:
+            rejections.append(Rejection(shown, "its path is not UTF-8; rename it"))
             continue
         try:
             sources.append(ClipSource(path, _required_caption(path)))

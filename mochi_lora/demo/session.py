@@ -104,6 +104,7 @@ class Session:
         for scene in scenes:
             if not scene.made_before:
                 latents = self._latents(wish, scene.shot, embedded, _reporter(scene.side, clock, report), cancelled)
+                self._sampler.require_unchanged({Path(item["path"]): item["sha256"] for item in scene.about["adapters"]})
                 report(Phase(f"Decoding the {NAMES[scene.side]}"))
                 write_video(scene.path, self._sampler.frames(latents), scene.about)
             report(Filmed(scene.side, scene.path))

@@ -10,7 +10,7 @@ slot more, whatever is made compiles once again. `make_room` makes them before a
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -80,14 +80,17 @@ class LiveSampler:
         self._slots: list[_Slot] = []
         self._kept: Counter[str] = Counter()  # slots that stay, by shape
 
-    def make_room(self, paths: Sequence[Path]) -> None:
-        """See that a video with all of these files needs no slot that is not there, and will not, whatever is let go.
+    def make_room(self, paths: Sequence[Path], at_once: int | None = None) -> None:
+        """See that a video with all of these files, or with any `at_once` of them, needs no slot that is not there, and will
+        not, whatever is let go.
 
         Holds nothing of the files. Raises UserError for one that cannot be used.
         """
         wanted: Counter[str] = Counter()
         for path in paths:
             adapter, shape = _blank(load_adapter(path, assume_alpha_is_rank=self._assume_alpha_is_rank))
+            if wanted[shape] == at_once:
+                continue
             wanted[shape] += 1
             if sum(slot.shape == shape for slot in self._slots) < wanted[shape]:
                 self._add_slot(adapter, shape)
@@ -107,6 +110,13 @@ class LiveSampler:
                 self._tidy()
             found.append(self._held[key])
         return found
+
+    def require_unchanged(self, hashes: Mapping[Path, str]) -> None:
+        """Raises UserError where a file that is held is not the one of this hash: it was replaced while videos are made."""
+        for (path, _), held in self._held.items():
+            if path in hashes and held.sha256 != hashes[path]:
+                message = f"{path}: replaced while its videos were being made, by a run that still trains perhaps"
+                raise UserError(f"{message}; copy the file and take the copy, or do this once more")
 
     def let_go(self, paths: Sequence[Path]) -> None:
         """Forget these files' factors, and take off the slots that the files still held cannot fill."""

@@ -64,6 +64,7 @@ def make_videos(
         numbers = {shot: number for number, shot in enumerate(shot for group in todo for shot in group)}
 
         def keep(shot: Shot, latents: torch.Tensor) -> None:
+            sampler.require_unchanged(hashes)
             if ranks.keeps(numbers[shot]):
                 write_video(folder / shot.video, sampler.frames(latents), describe(shot, origin, hashes))
 
