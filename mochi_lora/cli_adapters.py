@@ -11,6 +11,7 @@ from mochi_lora.config.schema import Config
 # As in the rooms that own them, which would bring torch into `--help`.
 FORMATS = ("diffusers", "genmo", "comfyui")
 BASE_FORMATS = ("diffusers", "genmo", "fp8")
+_MERGE_USAGE = "mochi-lora lora merge PATH[:WEIGHT] [PATH[:WEIGHT] ...] OUT"
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -166,6 +167,7 @@ def _merge(arguments: argparse.Namespace) -> None:
     _refuse_settings(arguments, "lora")
     if arguments.float32 and arguments.into_base is None:
         raise ConfigError("--float32 is about the base's linears; give --into-base FOLDER as well, or leave it out")
+    _refuse_adapter_as_output(arguments.output)
     choices = [AdapterChoice.parse(text) for text in arguments.adapters]
     from mochi_lora.commands import lora
 
@@ -177,6 +179,22 @@ def _merge(arguments: argparse.Namespace) -> None:
         float32=arguments.float32,
         assume_alpha_is_rank=arguments.assume_alpha == "rank",
     )
+
+
+def _refuse_adapter_as_output(output: Path) -> None:
+    """Where OUT is forgotten argparse takes the last adapter for it, and a merge without that adapter would be written."""
+    before, colon, after = str(output).rpartition(":")
+    if colon and (_is_number(after) or Path(before).is_file()):
+        message = f"OUT {str(output)!r}: reads like an adapter with its weight; expected the file to write after the adapters"
+        raise ConfigError(f"{message}: {_MERGE_USAGE}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _resize(arguments: argparse.Namespace) -> None:

@@ -24,8 +24,10 @@ _is_main = int(os.environ.get("RANK", "0")) == 0
 # Logs (a pipe, CI) get wide lines: rich's guess of 80 columns would break paths and tables.
 _LOG_WIDTH = 160
 _LOG_SECONDS = 30.0
-console = Console(quiet=not _is_main, soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else _LOG_WIDTH)
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
+_WIDTH = None if sys.stdout.isatty() else _LOG_WIDTH
+# No emoji: `a:-1:` in a path would be a thumb that points down.
+console = Console(quiet=not _is_main, soft_wrap=True, highlight=False, emoji=False, width=_WIDTH)
+errors = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 
 def hush_libraries() -> None:

@@ -87,6 +87,28 @@ def test_the_vae_comes_back_bit_for_bit(tiny: Path, tmp_path: Path) -> None:
     MochiVae.load(tmp_path / "vae", device=CPU, precision="fp32")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("latents_mean", [0.5] * 12), ("latents_std", [2.0] * 12), ("scaling_factor", 0.5), ("act_fn", "relu")],
+)
+def test_what_no_file_of_genmos_says_is_refused_by_name(tiny: Path, tmp_path: Path, field: str, value: object) -> None:
+    folder = Path(shutil.copytree(tiny / "vae", tmp_path / "vae"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {field: value}))
+    with pytest.raises(UserError, match=rf"config\.json: {field} is not Mochi-1's.*Genmo's files cannot hold it"):
+        to_genmo(folder, tmp_path / "genmo")
+    assert not (tmp_path / "genmo").exists()
+
+
+def test_a_vae_whose_configuration_leaves_the_statistics_out_has_mochis(tiny: Path, tmp_path: Path) -> None:
+    """diffusers then takes its defaults, which are Genmo's numbers."""
+    folder = Path(shutil.copytree(tiny / "vae", tmp_path / "vae"))
+    config = json.loads((folder / "config.json").read_text())
+    left = {name: value for name, value in config.items() if name not in {"latents_mean", "latents_std", "scaling_factor"}}
+    (folder / "config.json").write_text(json.dumps(left | {"scaling_factor": 1}))
+    to_genmo(folder, tmp_path / "genmo")
+
+
 def test_the_published_vaes_names_and_shapes_are_genmos() -> None:
     with init_empty_weights():
         vae = AutoencoderKLMochi()

@@ -22,7 +22,9 @@ from mochi_lora.cli import main
 from mochi_lora.engine.precision import is_kept_float32
 from mochi_lora.interop.stored import transformer_tensors
 from mochi_lora.model.base import fingerprint, locate
+from mochi_lora.model.float32_tensors import write_float32
 from mochi_lora.model.layout import FLOAT32_TENSORS
+from mochi_lora.model.places import RECORD
 from mochi_lora.model.vae import MochiVae
 from mochi_lora.model.weights import load_transformer
 
@@ -203,6 +205,184 @@ def test_a_plain_folder_holds_files_not_links_and_is_a_base(hub: Hub, tmp_path: 
     hub.asked.clear()
     assert main(["download", "--to", str(tmp_path / "mochi")]) == 0
     assert hub.fetched() <= {f"transformer/{SINGLE}.index.json", ROUNDED_INDEX, "text_encoder/model.safetensors.index.json"}
+
+
+def changed(content: bytes) -> bytes:
+    """Other weights of the same size, in a file that is still whole."""
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+def another_commit(own: Hub) -> None:
+    """The hub goes on to a commit whose VAE and transformer are others, of the same sizes."""
+    own.commit = "f" * 40
+    (own.root / VAE).write_bytes(changed((own.root / VAE).read_bytes()))
+    for file in (*FULL, *ROUNDED):
+        save_file({name: tensor * 2 for name, tensor in load_file(own.root / file).items()}, own.root / file)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in files_in(folder)}
+
+
+def test_a_folder_that_holds_another_commit_is_refused_and_left_as_it_is(own: Hub, tmp_path: Path, capsys) -> None:
+    words = ["download", "--to", str(tmp_path / "mochi")]
+    assert main(words) == 0
+    before = contents(tmp_path / "mochi")
+    another_commit(own)
+    for more in ([], ["--verify"]):
+        assert main([*words, *more]) == 1
+        told = " ".join(capsys.readouterr().err.split())
+        assert f"{tmp_path / 'mochi'}: holds {own.base} @ {COMMIT}" in told
+        assert f"asked for {own.base} @ {'f' * 40}; choose another folder, delete this one" in told
+        assert f"--model.revision {COMMIT}" in told
+        assert contents(tmp_path / "mochi") == before
+
+
+def test_a_folder_that_was_broken_off_goes_on_with_its_own_commit_only(own: Hub, tmp_path: Path, capsys) -> None:
+    words = ["download", "--to", str(tmp_path / "mochi")]
+    own.breaks_after[VAE] = 0
+    assert main(words) == 1
+    assert json.loads((tmp_path / "mochi" / RECORD).read_text()) == {"base": own.base, "commit": COMMIT}
+    own.breaks_after.clear()
+    own.commit = "f" * 40
+    assert main(words) == 1
+    assert "choose another folder" in capsys.readouterr().err
+    own.commit = COMMIT
+    assert main(words) == 0
+    assert (tmp_path / "mochi" / VAE).read_bytes() == (own.root / VAE).read_bytes()
+
+
+def test_a_folder_that_holds_another_model_is_refused(own: Hub, tmp_path: Path, capsys) -> None:
+    words = ["download", "--to", str(tmp_path / "mochi")]
+    assert main(words) == 0
+    own.base = "somebody/mochi-tuned"
+    assert main([*words, "--model.base", own.base]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"holds genmo/mochi-1-preview @ {COMMIT}" in told
+    assert f"asked for somebody/mochi-tuned @ {COMMIT}; choose another folder, or delete this one" in told
+    assert "--model.revision" not in told
+
+
+def test_the_record_is_there_before_the_first_weight_and_not_where_nothing_fits(hub: Hub, tmp_path: Path, monkeypatch) -> None:
+    words = ["download", "--to", str(tmp_path / "mochi")]
+    with monkeypatch.context() as full:
+        full.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12, 10**9))
+        assert main(words) == 1
+    assert not (tmp_path / "mochi").exists()
+    found = []
+    monkeypatch.setattr(
+        "mochi_lora.model.fetch.write_float32",
+        lambda *given: found.append(files_in(tmp_path / "mochi")) or write_float32(*given),
+    )
+    assert main(words) == 0
+    assert found == [{RECORD}]
+
+
+def test_an_older_download_without_a_record_is_checked_and_gets_one(hub: Hub, tmp_path: Path, capsys) -> None:
+    words = ["download", "--to", str(tmp_path / "mochi")]
+    assert main(words) == 0
+    before = contents(tmp_path / "mochi")
+    (tmp_path / "mochi" / RECORD).unlink()
+    hub.asked.clear()
+    assert main(words) == 0
+    assert "its files are checked once" in capsys.readouterr().out
+    assert contents(tmp_path / "mochi") == before
+    assert not hub.fetched() & {VAE, *ROUNDED}
+    assert main(words) == 0
+    assert "its files are checked once" not in capsys.readouterr().out
+
+
+def test_files_of_unknown_origin_are_neither_taken_nor_overwritten(own: Hub, tmp_path: Path, capsys) -> None:
+    """They may be somebody's fine-tune, of the same sizes as the model it was made from."""
+    words = ["download", "--to", str(tmp_path / "mochi")]
+    assert main(words) == 0
+    (tmp_path / "mochi" / RECORD).unlink()
+    (tmp_path / "mochi" / "README.md").write_text("our own")
+    before = contents(tmp_path / "mochi")
+    another_commit(own)
+    assert main(words) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"holds other files than {own.base} @ {'f' * 40}: 3, the first is {ROUNDED[0]}" in told
+    assert "choose another folder, delete this one, or add --verify" in told
+    assert contents(tmp_path / "mochi") == before
+
+
+def test_a_float32_transformer_of_unknown_origin_is_refused_although_bf16_is_wanted(hub: Hub, tmp_path: Path, capsys) -> None:
+    """The loader would take it, whole as it is, instead of the bf16 one."""
+    words = ["download", "--to", str(tmp_path / "mochi")]
+    assert main([*words, "--precision", "fp32"]) == 0
+    (tmp_path / "mochi" / RECORD).unlink()
+    with (tmp_path / "mochi" / FULL[0]).open("ab") as stream:
+        stream.write(b"more")
+    assert main(words) == 1
+    assert f"1, the first is {FULL[0]}" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "mochi" / ROUNDED[0]).exists()
+
+
+def test_with_verify_files_of_unknown_origin_are_replaced_all_of_them(own: Hub, tmp_path: Path, capsys) -> None:
+    words = ["download", "--to", str(tmp_path / "mochi")]
+    assert main([*words, "--precision", "fp32"]) == 0
+    assert main(words) == 0
+    (tmp_path / "mochi" / RECORD).unlink()
+    another_commit(own)
+    (tmp_path / "mochi" / "vae" / "config.json").write_text("{}")  # of another size
+    assert main([*words, "--verify"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"damaged  {name}" in told for name in (VAE, "vae/config.json", *FULL))
+    assert main(["download", "--to", str(tmp_path / "fresh")]) == 0
+    loaded = [
+        load_transformer(tmp_path / name / "transformer", device=torch.device("cpu"), precision="bf16")
+        for name in ("mochi", "fresh")
+    ]
+    states = [one.transformer.state_dict() for one in loaded]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+    assert (tmp_path / "mochi" / VAE).read_bytes() == (own.root / VAE).read_bytes()
+
+
+def test_float32_tensors_of_another_commit_are_fetched_again(own: Hub, tmp_path: Path) -> None:
+    words = ["download", "--to", str(tmp_path / "mochi")]
+    assert main(words) == 0
+    kept = tmp_path / "mochi" / "transformer" / FLOAT32_TENSORS
+    before = kept.read_bytes()
+    for name in files_in(tmp_path / "mochi") - {f"transformer/{FLOAT32_TENSORS}"}:
+        (tmp_path / "mochi" / name).unlink()  # an older download, killed when it had just begun
+    another_commit(own)
+    assert main(words) == 0
+    assert kept.read_bytes() != before
+    assert all(torch.equal(tensor, exact_of(own.root)[name]) for name, tensor in load_file(kept).items())
+
+
+def test_damaged_float32_tensors_are_fetched_again(hub: Hub, tmp_path: Path) -> None:
+    words = ["download", "--to", str(tmp_path / "mochi")]
+    assert main(words) == 0
+    kept = tmp_path / "mochi" / "transformer" / FLOAT32_TENSORS
+    kept.write_bytes(kept.read_bytes()[: kept.stat().st_size // 2])
+    assert main(words) == 0
+    assert all(torch.equal(tensor, exact_of(hub.root)[name]) for name, tensor in load_file(kept).items())
+
+
+def test_float32_tensors_of_another_commit_go_where_the_new_one_has_none(own: Hub, tmp_path: Path) -> None:
+    words = ["download", "--to", str(tmp_path / "mochi")]
+    assert main(words) == 0
+    kept = tmp_path / "mochi" / "transformer" / FLOAT32_TENSORS
+    for name in files_in(tmp_path / "mochi") - {f"transformer/{FLOAT32_TENSORS}"}:
+        (tmp_path / "mochi" / name).unlink()
+    own.commit = "f" * 40
+    for file in FULL:
+        save_file({name: tensor.bfloat16() for name, tensor in load_file(own.root / file).items()}, own.root / file)
+    assert main(words) == 0
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"base": "genmo/mochi-1-preview"}', '{"base": 1, "commit": 2}'])
+def test_a_record_that_cannot_be_read_is_told(hub: Hub, tmp_path: Path, capsys, text: str) -> None:
+    (tmp_path / "mochi").mkdir()
+    (tmp_path / "mochi" / RECORD).write_text(text)
+    assert main(["download", "--to", str(tmp_path / "mochi")]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"{RECORD}: does not say what was downloaded here" in told
+    assert "delete it, and the files are checked by their checksums" in told
+    assert files_in(tmp_path / "mochi") == {RECORD}
 
 
 def test_a_broken_file_goes_on_from_its_last_byte(hub: Hub, tmp_path: Path, capsys) -> None:

@@ -71,6 +71,24 @@ def test_merge_weighs_and_remembers(run, adapter: Path) -> None:
     assert (history["base"], "step" in history) == ("some/mochi", False)
 
 
+@pytest.mark.parametrize("last", ["b.safetensors:0.3", "nowhere.safetensors:-1", "b.safetensors:0,3", "b.safetensors:"])
+@pytest.mark.parametrize("more", [[], ["--into-base", "base"]])
+def test_an_adapter_in_the_place_of_the_output_is_no_output(run, adapter: Path, last: str, more: list[str]) -> None:
+    Path("b.safetensors").write_bytes(adapter.read_bytes())
+    before = sorted(path.name for path in Path().iterdir())
+    status, _, err = run("lora", "merge", f"{adapter}:0.7", last, *more)
+    told = " ".join(err.split())
+    assert status == 2
+    assert f"OUT {last!r}: reads like an adapter with its weight" in told
+    assert "mochi-lora lora merge PATH[:WEIGHT] [PATH[:WEIGHT] ...] OUT" in told
+    assert sorted(path.name for path in Path().iterdir()) == before
+
+
+def test_a_colon_elsewhere_in_the_output_is_part_of_its_name(run, adapter: Path) -> None:
+    assert run("lora", "merge", adapter, "a:1/sum:both.safetensors")[0] == 0
+    assert Path("a:1/sum:both.safetensors").is_file()
+
+
 @pytest.mark.parametrize("weights", [(1, -1), (0.3, -0.1, -0.2), (1e-6, -1e-6)])
 def test_a_sum_of_which_nothing_is_left_is_refused_in_these_words(run, adapter: Path, tiny: Path, weights) -> None:
     """Exactly, or but for the rounding of the weights."""

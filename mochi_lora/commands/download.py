@@ -1,5 +1,6 @@
 """`mochi-lora download`: the base model onto this machine, only the files that are needed."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from mochi_lora.config.schema import Config
@@ -7,18 +8,21 @@ from mochi_lora.console import console, print_table
 from mochi_lora.errors import UserError
 from mochi_lora.files import only_one
 from mochi_lora.model.base import require_hub_id
-from mochi_lora.model.fetch import bytes_missing, damaged, fetch_all
+from mochi_lora.model.fetch import bytes_missing, differing, fetch_all, is_recorded, require_own
 from mochi_lora.model.layout import COMPONENTS, Variant
 from mochi_lora.model.places import Place, in_cache, remember
 from mochi_lora.model.remote import Repository, Wanted, choose, open_repository
+from mochi_lora.model.transfer import RemoteFile
 
 _GIGABYTE = 1e9
+_OF_A_MODEL = (*COMPONENTS, "model_index.json")
 
 
 def run(config: Config, *, precision: Variant, folder: Path | None, verify: bool) -> None:
     """Fetch `model.base` at `model.revision` into hugging face's cache, or into `folder`. Run again to continue.
 
-    `verify` reads everything that is here already and compares its checksum. Raises UserError.
+    `verify` reads everything that is here already and compares its checksum. Raises UserError, also for a `folder` that
+    holds another model or commit.
     """
     base = config.model.base
     if Path(base).is_dir():
@@ -27,15 +31,36 @@ def run(config: Config, *, precision: Variant, folder: Path | None, verify: bool
     repository = open_repository(base, config.model.revision)
     place = Place(folder) if folder else in_cache(base, repository.commit)
     with only_one(folder or place.folder.parent, "downloading"):
+        checked = folder is not None and not is_recorded(folder, repository)
+        if checked:  # before the choice, which depends on what is here
+            _check_unrecorded(repository, place, verify=verify)
         wanted = choose(repository, COMPONENTS, precision, place)
         _print_files(repository, wanted, place)
-        if verify:
-            for file in damaged(wanted, place):
-                console.print(f"damaged  {file.path}: deleted, it is fetched again", style="yellow", markup=False)
+        if verify and not checked:
+            _delete(differing(wanted.files, place), place)
         exact = fetch_all(repository, wanted, place)
         if folder is None:
             remember(base, repository.asked, repository.commit)
     _tell(wanted, place, exact)
+
+
+def _check_unrecorded(repository: Repository, place: Place, *, verify: bool) -> None:
+    """What lies in a plain folder that does not say what it is of, such as an older download, compared by checksum."""
+    # All of it, not only what is wanted: a loader takes the float32 transformer where a whole one lies beside the bf16 one.
+    files = [file for path, file in repository.files.items() if path.partition("/")[0] in _OF_A_MODEL]
+    if any(place.content(file).is_file() for file in files):
+        line = f"{place.folder} does not say which commit it is of: its files are checked once, by checksum"
+        console.print(f"checking {line}", markup=False)
+    found = differing(files, place)
+    if not verify:
+        require_own(found, repository, place.folder)
+    _delete(found, place)
+
+
+def _delete(found: Iterable[RemoteFile], place: Place) -> None:
+    for file in found:
+        place.content(file).unlink(missing_ok=True)  # in the cache two names may be one content
+        console.print(f"damaged  {file.path}: deleted, it is fetched again", style="yellow", markup=False)
 
 
 def _print_files(repository: Repository, wanted: Wanted, place: Place) -> None:

@@ -4,6 +4,7 @@ Genmo: `dit.safetensors`, `encoder.safetensors`, `decoder.safetensors`. diffuser
 with config.json. Numbers are moved, never rounded: what is written is read again and compared bit for bit.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ from mochi_lora.model.weights import genmo_config, read_config
 
 _MODELS = {"transformer": MochiTransformer3DModel, "vae": AutoencoderKLMochi}
 _LATENT_CHANNELS = 12
+# Of a VAE's configuration what stands in Genmo's code and in none of its files; the rest is read off the tensors.
+_IN_GENMOS_CODE = ("latents_mean", "latents_std", "scaling_factor", "act_fn")
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ def to_diffusers(sources: Sequence[Path], target: Path, tick: Tick = nothing) ->
 def to_genmo(source: Path, target: Path, tick: Tick = nothing) -> Converted:
     """A diffusers `transformer` folder as Genmo's file `target`, or a `vae` folder as the folder `target` with two files.
 
-    A `target` without .safetensors is a folder in either case. Raises UserError for another kind of folder.
+    A `target` without .safetensors is a folder in either case. Raises UserError for another kind of folder, and for a VAE
+    with other statistics than Mochi-1's.
     """
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; expected the transformer or vae folder of a Mochi in diffusers layout")
@@ -83,6 +87,7 @@ def to_genmo(source: Path, target: Path, tick: Tick = nothing) -> Converted:
         _write_new(path, _genmo_transformer(stored, config["num_layers"]), tick)
         require_same(stored, transformer_tensors(path), path, tick)
         return Converted(component, (path,), len(stored), config)
+    _require_mochis_statistics(source, config)
     halves = _genmo_vae(stored, vae_names.blocks_of_config(config))
     paths = tuple(target / f"{half}.safetensors" for half in halves)
     for path, tensors in zip(paths, halves.values(), strict=True):
@@ -134,6 +139,19 @@ def require_whole(component: str, place: Path, tensors: Mapping[str, Stored], co
     if odd := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
         message = f"{place}: {len(odd)} tensors are missing, unknown or of another shape than the rest asks for"
         raise UserError(f"{message}:\n{listed(odd)}\nthis is no whole Mochi {component}")
+
+
+def _require_mochis_statistics(source: Path, config: Mapping[str, Any]) -> None:
+    """Raises UserError, naming the fields, for a VAE's configuration that Genmo's two files would lose without a word."""
+    defaults = {name: inspect.signature(AutoencoderKLMochi).parameters[name].default for name in _IN_GENMOS_CODE}
+    if lost := [name for name, default in defaults.items() if _plain(config.get(name, default)) != _plain(default)]:
+        message = f"{source / 'config.json'}: {', '.join(lost)} {'is' if len(lost) == 1 else 'are'} not Mochi-1's"
+        remedy = "keep this VAE in diffusers' layout, or set Mochi-1's values if the weights were trained with them"
+        raise UserError(f"{message}; Genmo's files cannot hold {'it' if len(lost) == 1 else 'them'}, {remedy}")
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value  # JSON has lists where diffusers' defaults are tuples
 
 
 def _genmo_transformer(stored: Mapping[str, Stored], depth: int) -> dict[str, Stored]:

@@ -1,17 +1,19 @@
 """A model from the hub onto this machine: what is missing, whether it fits, several files at once."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from mochi_lora.console import progress_bar
+from mochi_lora.errors import DamagedFileError, UserError
 from mochi_lora.files import DiskFullError, only_one
 from mochi_lora.model.float32_tensors import read_float32, require_same_model, write_float32
 from mochi_lora.model.layout import FLOAT32_TENSORS, missing
-from mochi_lora.model.places import Place, cache_of, cached_commit, in_cache, remember
+from mochi_lora.model.places import RECORD, Place, cache_of, cached_commit, in_cache, record, recorded, remember
 from mochi_lora.model.remote import Repository, Wanted, choose, open_repository
 from mochi_lora.model.transfer import RemoteFile, Stopped, fetch, is_intact, read_range
+from mochi_lora.model.weights import open_weights
 
 _AT_ONCE = 4
 _SPARE_BYTES = 1 << 30  # left on the disk for everybody else
@@ -55,21 +57,42 @@ def fetch_all(repository: Repository, wanted: Wanted, place: Place) -> int:
     Raises UserError; what came until then is kept, and fetching again goes on from there.
     """
     require_space(wanted, place)
+    record(place, repository.base, repository.commit)
     folder = place.folder / "transformer"
     # First, so that a transformer that is complete is complete with them.
-    if wanted.float32 and not (folder / FLOAT32_TENSORS).is_file():
-        tensors = {}
-        for path in wanted.float32:
-            url = repository.url(path)
-            tensors.update(read_float32(lambda start, end, url=url: read_range(url, start, end), path))  # type: ignore[misc]
-        if tensors:
-            write_float32(folder, tensors, f"{repository.base}@{repository.commit}")
+    if wanted.float32:
+        _fetch_float32(repository, wanted.float32, folder)
     _fetch_files(repository, [file for file in wanted.files if not place.holds(file)], place)
     for file in wanted.files:
         place.show(file)
     if wanted.float32 and (folder / FLOAT32_TENSORS).is_file():
         return require_same_model(folder, [Path(name).name for name in wanted.rounded])
     return 0
+
+
+def _fetch_float32(repository: Repository, paths: Iterable[str], folder: Path) -> None:
+    """The tensors that bf16 would round, unless those of this very commit lie in `folder`: the hub has no checksum of them."""
+    source = f"{repository.base}@{repository.commit}"
+    if _float32_source(folder) == source:
+        return
+    tensors = {}
+    for path in paths:
+        url = repository.url(path)
+        tensors.update(read_float32(lambda start, end, url=url: read_range(url, start, end), path))  # type: ignore[misc]
+    if tensors:
+        write_float32(folder, tensors, source)
+    else:
+        (folder / FLOAT32_TENSORS).unlink(missing_ok=True)  # another commit's
+
+
+def _float32_source(folder: Path) -> str | None:
+    if not (folder / FLOAT32_TENSORS).is_file():
+        return None
+    try:
+        with open_weights(folder / FLOAT32_TENSORS) as file:
+            return (file.metadata() or {}).get("source")
+    except DamagedFileError:  # its advice is to download again, which is what happens here
+        return None
 
 
 def _fetch_files(repository: Repository, files: Iterable[RemoteFile], place: Place) -> None:
@@ -100,14 +123,43 @@ def _fetch_files(repository: Repository, files: Iterable[RemoteFile], place: Pla
             raise error
 
 
-def damaged(wanted: Wanted, place: Place) -> list[RemoteFile]:
-    """The files here whose checksum is wrong; they are deleted, so that fetching brings them again."""
-    here = [file for file in wanted.files if place.holds(file)]
-    wrong = []
+def is_recorded(folder: Path, repository: Repository) -> bool:
+    """Whether a plain folder says that it is of this repository at this commit.
+
+    Raises UserError where it is of another: files of the same size would be taken for the ones asked for.
+    """
+    found = recorded(folder)
+    if found is None:
+        return False
+    base, commit = found
+    if (base, commit) == (repository.base, repository.commit):
+        return True
+    message = f"{folder}: holds {base} @ {commit} ({RECORD} says so), asked for {repository.base} @ {repository.commit}"
+    remedy = "choose another folder, or delete this one"
+    if base == repository.base:
+        remedy = f"choose another folder, delete this one, or go on with what it holds: --model.revision {commit}"
+    raise UserError(f"{message}; {remedy}")
+
+
+def require_own(found: Sequence[RemoteFile], repository: Repository, folder: Path) -> None:
+    """Raises UserError where files of a plain folder without a record have other bytes than this commit's.
+
+    They are not fetched over unasked: they may be somebody's fine-tune, the only copy.
+    """
+    if not found:
+        return
+    message = f"{folder}: holds other files than {repository.base} @ {repository.commit}: {len(found)}, the first is"
+    told = f"{message} {found[0].path}; no {RECORD} says what they are of"
+    raise UserError(f"{told}; choose another folder, delete this one, or add --verify to have these files deleted and fetched")
+
+
+def differing(files: Iterable[RemoteFile], place: Place) -> list[RemoteFile]:
+    """Those of the files that are here with other bytes than the hub announces."""
+    here = [file for file in files if place.content(file).is_file()]
     with progress_bar() as bar:
-        task = bar.add_task("checking, MB", total=sum(file.size for file in here) / _MEGABYTE)
-        for file in here:
-            if not is_intact(place.content(file), file, lambda count: bar.update(task, advance=count / _MEGABYTE)):
-                place.content(file).unlink()
-                wrong.append(file)
-    return wrong
+        task = bar.add_task("checking, MB", total=sum(file.size for file in here if place.holds(file)) / _MEGABYTE)
+
+        def tick(count: int) -> None:
+            bar.update(task, advance=count / _MEGABYTE)
+
+        return [file for file in here if not (place.holds(file) and is_intact(place.content(file), file, tick))]

@@ -1,5 +1,6 @@
 """The two places that a model's files can be put: hugging face's cache, and a plain folder."""
 
+import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -7,9 +8,11 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from mochi_lora.errors import UserError
-from mochi_lora.files import write_text
+from mochi_lora.errors import DamagedFileError, UserError
+from mochi_lora.files import write_json, write_text
 from mochi_lora.model.transfer import RemoteFile, partial_of
+
+RECORD = "download.json"  # in a plain folder: the model and the commit that it is of
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,10 @@ class Place:
         return min(path.stat().st_size, file.size) if path.is_file() else 0
 
     def holds(self, file: RemoteFile) -> bool:
-        """Whether the whole file is here, by its size: only what had the right checksum ever gets its name."""
+        """Whether the whole file is here, by its size.
+
+        Enough because only what had the right checksum gets its name, and a plain folder is of one commit (`RECORD`).
+        """
         content = self.content(file)
         return content.is_file() and content.stat().st_size == file.size
 
@@ -72,6 +78,28 @@ def cached_commit(base: str, revision: str | None) -> str | None:
         return asked
     reference = cache_of(base) / "refs" / asked
     return reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
+
+
+def recorded(folder: Path) -> tuple[str, str] | None:
+    """(model, commit) of a plain folder; None where nothing says. Raises DamagedFileError."""
+    path = folder / RECORD
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        base, commit = content["base"], content["commit"]
+        if isinstance(base, str) and isinstance(commit, str):
+            return base, commit
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        pass
+    message = f"{path}: does not say what was downloaded here; expected base and commit as JSON"
+    raise DamagedFileError(f"{message}; delete it, and the files are checked by their checksums")
+
+
+def record(place: Place, base: str, commit: str) -> None:
+    """Note in a plain folder what it is of. In hugging face's cache the names of the folders say so."""
+    if place.blobs is None and recorded(place.folder) is None:
+        write_json(place.folder / RECORD, {"base": base, "commit": commit})
 
 
 def remember(base: str, asked: str, commit: str) -> None:
