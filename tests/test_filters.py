@@ -8,7 +8,6 @@ import pytest
 from scenes import SIZE, black, scene, title, write
 
 from mochi_lora.config.curation import FilterConfig, SplitConfig
-from mochi_lora.curation.bars import find_bars
 from mochi_lora.curation.clip_measures import ClipMeasures
 from mochi_lora.curation.filters import count_reasons, filter_clips
 from mochi_lora.curation.manifest import Clip
@@ -146,7 +145,7 @@ def test_a_dark_moment_makes_no_bars_where_the_rest_of_the_shot_has_none(tmp_pat
     film[:60] = np.stack([framed(frame[None], top=20 - index // 3)[0] for index, frame in enumerate(film[:60])])
     path = write(tmp_path / "film.mp4", film)
     survey = survey_source(probe(path), SPLIT, lambda frames: None)
-    assert find_bars(survey, 0, 20) is not None
+    assert survey.bars(0, 20) is not None
     clips, _ = split_source(path, survey, SplitConfig(mode="chunk", frames=19), tmp_path)
     assert len(clips) >= 3
     assert {one.measures.bars for one in clips} == {None}

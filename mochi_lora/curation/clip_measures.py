@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from mochi_lora.curation.bars import find_bars
 from mochi_lora.curation.shots import Shot, black_frames
 from mochi_lora.curation.survey import Survey
 
@@ -57,7 +56,7 @@ def measure_clip(survey: Survey, shot: Shot, start: float, end: float, black: fl
         sharpness=float(np.median(survey.sharpness[looks])) if len(looks) else None,
         flicker=float(inner.mean()) / 255 if len(inner) else 0.0,
         change=float(survey.change[first + 1 : stop].mean()) / 255 if stop - first > 1 else 0.0,
-        bars=find_bars(survey, shot.first, shot.stop),
+        bars=survey.bars(shot.first, shot.stop),
         width=survey.width,
         height=survey.height,
         hashes=tuple(f"{int(value):016x}" for value in survey.hashes[_instants(survey, first, stop)]),

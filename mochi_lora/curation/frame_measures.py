@@ -10,11 +10,11 @@ import numpy as np
 from scenedetect import AdaptiveDetector, FrameTimecode
 
 from mochi_lora.config.curation import SplitConfig
+from mochi_lora.curation.bars import lit_lines
 
 _LOOKS_PER_SECOND = 4
 _FLOW_SECONDS = 1 / 8  # between the two frames whose flow is measured; VBench's rate of looking
 _FASTEST = 0.05
-_LIT = 32  # luma above which a pixel is no bar: 16 is black in studio range read as full range, and codecs ring
 _SMALL = 32  # pixels on each side of what hash, grid and mixes are made from: one reduction of the picture for all
 _GRID = (8, 4)  # parts of the picture (columns, rows) whose brightness is followed for flicker
 _MIX_SIZE = (8, 4)  # so coarse that what moves within a shot hardly shows, while another shot's colours do
@@ -71,13 +71,12 @@ class FrameMeasures:
         if len(self._mixes) == self._mixes.maxlen:
             self._bends.append(_bend(self._mixes[0], self._mixes[self._around], self._mixes[-1]))
 
-    def look(self, picture: np.ndarray) -> None:
-        """The frame added last at 360 lines, uint8 [H, W, 3], RGB."""
+    def look(self, picture: np.ndarray, whole: np.ndarray) -> None:
+        """The frame added last, uint8 [H, W, 3], RGB: what is inside standing bars (or all), and `whole` at 360 lines."""
         grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
         self._looks.append(len(self._frames) - 1)
         self._motion.append(self._speed())
-        lit = grey > _LIT
-        rows, columns = (np.round(lit.mean(axis=axis) * 255).astype(np.uint8) for axis in (1, 0))
+        rows, columns = lit_lines(grey if whole is picture else cv2.cvtColor(whole, cv2.COLOR_RGB2GRAY))
         _, deviation = cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_32F))
         self._closer.append((float(deviation[0, 0]) ** 2, rows, columns))
 

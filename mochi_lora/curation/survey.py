@@ -2,6 +2,9 @@
 
 Measured on 2 cores, 720p H.264: decoding is most of the time, and FFmpeg's own area scaling comes almost free with it, so
 every measure works on a thumbnail (128 pixels on the short side) or, four times a second, on 360 lines of luma.
+
+Bars that stand throughout a source are no part of its picture: it would be darker, flicker less and change less at a cut
+than without them, and no duplicate of its copy without. What is measured lies inside them.
 """
 
 import hashlib
@@ -21,13 +24,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mochi_lora.config.curation import SplitConfig
+from mochi_lora.curation.bars import Crop, alike, find_bars
 from mochi_lora.curation.frame_measures import FrameMeasures
+from mochi_lora.curation.glimpse import glimpsed_bars
 from mochi_lora.data.probe import ClipInfo, open_video, unreadable_named
 from mochi_lora.data.shown import as_shown
 from mochi_lora.errors import ClipError
 from mochi_lora.files import digest_of, write_atomic
 
-SCHEMA = 1  # counts changes to what is measured, and how
+SCHEMA = 2  # counts changes to what is measured, and how
 THUMB, LINES = 128, 360  # short side of the thumbnail and of the luma looked at for sharpness and bars, in pixels
 _LONGEST = 4  # times the short side; beyond, a panorama's thumbnail would be as large as its picture
 _NARROWEST = 16  # pixels of the thumbnail; OpenCV's DIS flow reads beyond its memory where a side is smaller
@@ -64,6 +69,11 @@ class Survey:
         """Frames in the quarter of a second that `spread` and `bend` look to each side."""
         return frames_around(self.frame_seconds)
 
+    def bars(self, first: int, stop: int) -> Crop | None:
+        """What the frames [first, stop) show inside the bars that all of them have (see `find_bars`); of the whole picture."""
+        looks = (self.looks >= first) & (self.looks < stop)
+        return find_bars(self.lit_rows[looks], self.lit_columns[looks], self.width, self.height)
+
 
 _ARRAYS = tuple(name for name, kind in Survey.__annotations__.items() if kind is np.ndarray)
 _NUMBERS = tuple(name for name, kind in Survey.__annotations__.items() if kind is not np.ndarray)
@@ -79,9 +89,47 @@ def survey_source(
 ) -> Survey:
     """Decode `info`'s file once, forward, and measure every frame. `advance(n)` is called now and then with frames done.
 
+    Twice where the bars that stand throughout turn out to be others than a few key frames said.
+
     Raises ClipError where the file turns out damaged or cannot be measured, and where `stop` is set before the end.
     """
     _refuse_narrow(info)
+    bars = _measurable(glimpsed_bars(info, _scaled(info, LINES)), info)
+    survey = _measured(info, bars, settings, advance, stop)
+    standing = _measurable(find_bars(survey.lit_rows, survey.lit_columns, info.width, info.height, inwards=0), info)
+    if alike(bars, standing, info.width, info.height):
+        return survey
+    # A few key frames are only a guess: the bars came later, or all of them were dark. Rare, or this would cost too much.
+    return _measured(info, standing, settings, lambda _: None, stop)
+
+
+def _measurable(bars: Crop | None, info: ClipInfo) -> Crop | None:
+    """The bars, or None where what is inside them is too narrow to be measured alone."""
+    if bars is None:
+        return None
+    width, height = _scaled(info, THUMB)
+    rows, columns = _inside(bars, info, width, height)
+    return None if min(rows.stop - rows.start, columns.stop - columns.start) < _NARROWEST else bars
+
+
+def _inside(bars: Crop, info: ClipInfo, width: int, height: int) -> tuple[slice, slice]:
+    """The rows and columns inside `bars` of the picture scaled to `width` x `height`."""
+    left, top, right, bottom = bars
+    columns, rows = width / info.width, height / info.height
+    return slice(round(top * rows), round(bottom * rows)), slice(round(left * columns), round(right * columns))
+
+
+def _cropped(picture: np.ndarray, bars: Crop | None, info: ClipInfo) -> np.ndarray:
+    if bars is None:
+        return picture
+    # Scaled before, as a whole: larger thumbnails of which the inside had 128 pixels again took half as long again.
+    return np.ascontiguousarray(picture[_inside(bars, info, picture.shape[1], picture.shape[0])])
+
+
+def _measured(
+    info: ClipInfo, bars: Crop | None, settings: SplitConfig, advance: Callable[[int], None], stop: threading.Event | None
+) -> Survey:
+    """One pass, of what is inside `bars`."""
     measures = FrameMeasures(info.frame_seconds, settings)
     thumb, closer = _scaled(info, THUMB), _scaled(info, LINES)
     convert_thumb, convert_closer = VideoReformatter(), VideoReformatter()
@@ -96,9 +144,11 @@ def survey_source(
                 continue
             times.append(time)
             with _unmeasurable_named(info.path):
-                measures.add(as_shown(info, frame, convert_thumb, size=thumb))
+                measures.add(_cropped(as_shown(info, frame, convert_thumb, size=thumb), bars, info))
                 if measures.wants_a_look:
-                    measures.look(as_shown(info, frame, convert_closer, size=closer))
+                    # Each shot's own bars are told from the whole picture: they may be wider than those that always stand.
+                    whole = as_shown(info, frame, convert_closer, size=closer)
+                    measures.look(_cropped(whole, bars, info), whole)
             if len(times) % _REPORT_EVERY == 0:
                 advance(_REPORT_EVERY)
                 if stop is not None and stop.is_set():
