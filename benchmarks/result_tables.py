@@ -132,9 +132,8 @@ def _vae() -> _Told:
         return (line["frames"], *(str(line[part]) for part in parts))
 
     exact = {key(line): line["error_from_fp32"] for line in full if line["error_from_fp32"] is not None}
-    timed = _newest(
-        [line for line in full if line["error_from_fp32"] is None], key
-    )  # --exact is run for the error, on one clip
+    # --exact is run for the error, on one clip: its seconds are no figure.
+    timed = _newest([line for line in full if line["error_from_fp32"] is None], key)
 
     def row(line: Line) -> list[str]:
         errors = (line["difference"], exact.get(key(line)))

@@ -57,19 +57,19 @@ def losses_of(
         transformer = load_planned(folder, plan, torch.device(plan.device)).transformer
         lora.put(transformer, load_adapter(adapter, assume_alpha_is_rank=assume_alpha_is_rank), _NAME)
         model = VelocityModel(transformer, plan, looking)
-    full = out_of_memory_named(resolved.when_full())
-    with full, progress_bar() as bar, lora.strengths(transformer, [_NAME], [1.0]):
-        task = bar.add_task("losses", total=2 * sum(len(looking.own(len(source.entries))) for source in (held_out, training)))
-        return band_losses(
-            model,
-            held_out,
-            training,
-            config.train.validation_bands,
-            without_adapter=lambda: lora.strengths(transformer, [_NAME], [0.0]),
-            resamples=config.evaluation.resamples,
-            on_clip=lambda: bar.update(task, advance=1),
-            share=partial(share_out, ranks=looking),
-        )
+        with progress_bar() as bar, lora.strengths(transformer, [_NAME], [1.0]):
+            count = sum(len(looking.own(len(source.entries))) for source in (held_out, training))
+            task = bar.add_task("losses", total=2 * count)
+            return band_losses(
+                model,
+                held_out,
+                training,
+                config.train.validation_bands,
+                without_adapter=lambda: lora.strengths(transformer, [_NAME], [0.0]),
+                resamples=config.evaluation.resamples,
+                on_clip=lambda: bar.update(task, advance=1),
+                share=partial(share_out, ranks=looking),
+            )
 
 
 def _source(config: Config, index: Index, split: str) -> SampleSource:

@@ -21,6 +21,7 @@ from mochi_lora.engine.hand_written import fused, has_kernels
 from mochi_lora.engine.quantised import QuantisedLinear, Spec
 
 CODES = torch.float8_e4m3fn
+FP8_FROM = (8, 9)  # compute capability of the first GPUs that multiply such codes
 
 
 class Coded(NamedTuple):
@@ -180,4 +181,4 @@ class _Fp8Product(torch.autograd.Function):
 
 def supports_fp8(device: torch.device) -> bool:
     """Whether the GPU multiplies e4m3 (compute capability 8.9 and up: Ada, Hopper, Blackwell)."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_FROM

@@ -12,13 +12,13 @@ import torch
 import yaml
 
 from mochi_lora.engine import flash4
+from mochi_lora.engine.fp8 import FP8_FROM
 from mochi_lora.engine.kernels import HALF_ONLY, Attention
 from mochi_lora.engine.plan import Plan
 from mochi_lora.engine.precision import Precision, lacking, precisions_of
 from mochi_lora.errors import UserError
 
 _GIB = 2**30
-_FP8_FROM = 8.9  # compute capability
 # Flash attention's share of the bf16 peak, forward and backward, on cards nobody measured (FlashAttention-2's own tables for an
 # A100 say 0.5 to 0.7).
 _ATTENTION_SHARE = (0.6, 0.5)
@@ -48,18 +48,23 @@ class Card:
     lacks: frozenset[Precision] = frozenset()  # in this machine: no kernels are installed for them
 
     @property
+    def generation(self) -> tuple[int, int]:
+        """Compute capability as torch tells it."""
+        major, minor = divmod(round(10 * self.capability), 10)
+        return major, minor
+
+    @property
     def precisions(self) -> tuple[Precision, ...]:
         """Base precisions for `auto` that it has kernels for, the exact one first."""
         every: tuple[Precision, ...] = ("bf16", "fp8", "nf4", "int8")
-        return tuple(one for one in every if one not in self.lacks and (one != "fp8" or self.capability >= _FP8_FROM))
+        return tuple(one for one in every if one not in self.lacks and (one != "fp8" or self.generation >= FP8_FROM))
 
     def require(self, precision: Precision, attention: Attention) -> None:
         """Raises UserError where it has no kernel for one of the two, or none for both together."""
         runs = tuple(one for one in get_args(Precision) if one == "fp32" or one in self.precisions)
         if precision not in runs:
             raise lacking(precision, runs, self.name)
-        major, minor = divmod(round(10 * self.capability), 10)
-        if attention == "flash4" and (why := flash4.other_generation(major, minor)):
+        if attention == "flash4" and (why := flash4.other_generation(*self.generation)):
             raise UserError(f"engine.attention: {why}; set it to auto")
         if precision == "fp32" and attention in HALF_ONLY:
             message = f"engine.attention: {attention} takes no float32, which engine.precision asks for"

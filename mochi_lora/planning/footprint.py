@@ -23,7 +23,7 @@ from mochi_lora.planning.workload import ModelSize, Workload
 GIB = 2**30
 _SLOTS = 2  # swapped blocks that are on the device at a time
 _IN_FLIGHT = 2  # blocks whose offloaded activations are on the device at a time
-SCORE_COPIES = 3  # that stand at a time in either half of the kernel called math, counted in the code
+_SCORE_COPIES = 3  # that stand at a time in either half of the kernel called math, counted in the code
 _PROCESS_GIB = 4.0  # Python, torch, CUDA's libraries, the loader's processes
 # Bytes per parameter; nf4: half a byte, and a doubly quantised scale per 64. Scales per channel are too few to count.
 _BYTES: dict[type[QuantisedLinear] | None, float] = {Fp8Linear: 1, Int8Linear: 1, Nf4Linear: 0.5 + (1 + 4 / 256) / 64}
@@ -176,7 +176,7 @@ def _scores(plan: Plan, work: Workload, tokens: int, batch: int) -> float:
     """Of the kernel called math at its worst moment (`engine.kernels`), one block's; every other kernel has none."""
     if plan.attention != "math":
         return 0.0
-    return SCORE_COPIES * score_bytes(work, tokens, batch)
+    return _SCORE_COPIES * score_bytes(work, tokens, batch)
 
 
 def score_bytes(work: Workload, tokens: int, batch: int) -> float:

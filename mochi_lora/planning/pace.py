@@ -71,7 +71,7 @@ def seconds_per_step(plan: Plan, work: Workload, card: Card, constants: Constant
     swap = _fetch_seconds(plan, work, card, gathered_one_way(plan, work))
     kept = offloading_blocks(plan, work) * kept_bytes("offload", plan, work, known) / (card.host * 1e9)
     there = forward.seconds + exchange + velocity_seconds(plan, work, card)
-    shown = (_GATHER_SEEN if plan.shard > 1 else _SEEN) * swap + _SEEN * kept
+    shown = _seen(plan) * swap + _SEEN * kept
     out = max(there, swap, kept) + shown  # to the host and from it are two lanes
     back = max(backward.seconds + again + (1 + repeated(plan, work)) * exchange, swap + kept) + shown
     return work.micro_steps * (out + back) + reduce_seconds(work, card) + known.fixed_seconds
@@ -89,7 +89,7 @@ def seconds_per_pass(plan: Plan, work: Workload, card: Card, constants: Constant
     swap = _fetch_seconds(plan, work, card, pass_traffic(plan, work).gathered)
     there = _forward(plan, work, card, known).seconds
     there += exchange_seconds(plan, work, card) + velocity_seconds(plan, work, card)
-    return max(there, swap) + (_GATHER_SEEN if plan.shard > 1 else _SEEN) * swap
+    return max(there, swap) + _seen(plan) * swap
 
 
 def seconds_per_guided_step(plan: Plan, work: Workload, card: Card, constants: Constants | None = None) -> float:
@@ -109,6 +109,11 @@ def _fetch_seconds(plan: Plan, work: Workload, card: Card, gathered: float) -> f
     if plan.shard > 1:
         return gather_seconds(gathered, plan, work, card)
     return plan.block_swap / work.model.layers * weight_bytes(work.model, plan.precision) / (card.host * 1e9)
+
+
+def _seen(plan: Plan) -> float:
+    """Of the time that `_fetch_seconds` says, what shows."""
+    return _GATHER_SEEN if plan.shard > 1 else _SEEN
 
 
 def _forward(plan: Plan, work: Workload, card: Card, known: Constants) -> _Pass:

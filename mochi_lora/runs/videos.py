@@ -59,8 +59,6 @@ def make_videos(
         embeddings = _embed(config, plan, asked)
         if ranks.rank == 0:
             remove_abandoned(folder, older_than_seconds=_ABANDONED_SECONDS)
-        with out_of_memory_named(resolved.when_full()):
-            sampler = load_sampler(config, plan, assume_alpha_is_rank=assume_alpha_is_rank, ranks=ranks)
         numbers = {shot: number for number, shot in enumerate(shot for group in todo for shot in group)}
 
         def keep(shot: Shot, latents: torch.Tensor) -> None:
@@ -71,6 +69,7 @@ def make_videos(
         own = ranks.own(len(numbers))
         mine = [[shot for shot in group for _ in range(own.count(numbers[shot]))] for group in todo]
         with out_of_memory_named(resolved.when_full()):
+            sampler = load_sampler(config, plan, assume_alpha_is_rank=assume_alpha_is_rank, ranks=ranks)
             _film(config, sampler, embeddings, [group for group in mine if group], keep)
     if ranks.layout.world > 1:
         dist.barrier()
